@@ -1,0 +1,45 @@
+"""The errors that Lutra raises on purpose: each message names what was wrong, where, and what would be right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LutraError(Exception):
+    """Base of every error that a user of Lutra can cause; the model stays usable eagerly after any of them."""
+
+
+class OptionError(LutraError):
+    """An option of `torch.compile(..., options=...)` is unknown or has a wrong value."""
+
+
+class RecipeError(LutraError):
+    """A recipe is missing, does not parse, or names a pass, key or parameter that does not exist."""
+
+
+class SelectorError(LutraError):
+    """A selector matches nothing, or cannot be parsed."""
+
+
+class QuantizationError(LutraError):
+    """Bits, group size, scheme and shape of a weight do not fit together."""
+
+
+class CaptureError(LutraError):
+    """A graph or model cannot be captured (parameters on `meta`, unsupported construct)."""
+
+
+class LoweringError(LutraError):
+    """Code generation cannot lower an operation and the caller asked for no fallback (`strict`)."""
+
+
+class TargetError(LutraError):
+    """A target is unknown, or not present on this machine."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the nearest known spelling of `name`, or lists what exists when nothing is near."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return "known: " + (", ".join(options) if options else "(none)")
