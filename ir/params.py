@@ -1,0 +1,124 @@
+"""Parameters of a model, shared by all its graphs: originals, derived forms and packed bytes under stable names.
+
+The IR names a parameter by its symbol (`lutra.param {sym = "model.layers.0.mlp.down_proj.weight"}`). A *derived* symbol such as
+`...weight@s4g128` stands for a computation over other symbols (quantise, transpose, concatenate) that runs when somebody asks for
+the value, and whose value is not kept unless it was *packed*: so a 1-billion-weight model is quantised one matrix at a time, and
+prefill and decode graphs share one packed copy.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+
+from .errors import CaptureError
+from .quantization import QuantizedWeight
+
+Value = torch.Tensor | QuantizedWeight
+
+
+@dataclass(frozen=True)
+class _Derivation:
+    sources: tuple[str, ...]
+    compute: Callable[..., Value]
+
+
+@dataclass
+class ParameterStore:
+    """Name -> value for one compiled model. Not thread-safe; compilation is serialised by the caller."""
+
+    _originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    _derivations: dict[str, _Derivation] = field(default_factory=dict)
+    _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
+    _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
+    _released: set[str] = field(default_factory=set)
+
+    def bind(self, name: str, tensor: torch.Tensor) -> None:
+        """Make `tensor` (a parameter or buffer of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
+        if tensor.device.type == "meta":
+            raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the model's weights first")
+        self._originals[name] = tensor
+
+    def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
+        """Define `name` as `compute(*values of sources)`; the same name must always mean the same computation. Returns `name`."""
+        sources = tuple(sources)
+        for source in sources:
+            self._require(source)
+        self._derivations.setdefault(name, _Derivation(sources, compute))
+        return name
+
+    def value(self, name: str) -> Value:
+        """The value of `name`, computed now if it is derived (and not kept); raises `CaptureError` when it was released."""
+        if name in self._unpackers:
+            return self._unpackers[name]()
+        if name in self._originals:
+            return self._originals[name]
+        self._require(name)
+        if name in self._released:
+            raise CaptureError(f"parameter {name!r} was released after packing (release_weights): its values are gone")
+        derivation = self._derivations[name]
+        return derivation.compute(*(self.value(source) for source in derivation.sources))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """`value(name)`, which must be a plain tensor."""
+        value = self.value(name)
+        if not isinstance(value, torch.Tensor):
+            raise CaptureError(f"parameter {name!r} is quantised; a plain tensor was asked for")
+        return value
+
+    def quantized(self, name: str) -> QuantizedWeight:
+        """`value(name)`, which must be a quantised weight."""
+        value = self.value(name)
+        if not isinstance(value, QuantizedWeight):
+            raise CaptureError(f"parameter {name!r} is not quantised")
+        return value
+
+    def keep(self, name: str) -> torch.Tensor:
+        """`tensor(name)`, computed once and kept: for derived tensors that a graph reads at every step."""
+        if name not in self._originals:
+            self._originals[name] = self.tensor(name).contiguous()
+        return self._originals[name]
+
+    def packed(
+        self,
+        name: str,
+        layout: str,
+        pack: Callable[[QuantizedWeight], list[torch.Tensor]],
+        unpack: Callable[[list[torch.Tensor]], QuantizedWeight] | None = None,
+    ) -> list[torch.Tensor]:
+        """The buffers of quantised `name` in `layout`, packed once for all graphs; `unpack` serves `value` from then on."""
+        key = (name, layout)
+        if key not in self._packed:
+            buffers = self._packed[key] = pack(self.quantized(name))
+            if unpack is not None:
+                self._unpackers.setdefault(name, lambda: unpack(buffers))
+        return self._packed[key]
+
+    def packed_bytes(self) -> int:
+        """Bytes of all packed buffers."""
+        return sum(t.numel() * t.element_size() for buffers in self._packed.values() for t in buffers)
+
+    def sources(self, name: str) -> set[str]:
+        """The original names that `name` is computed from (itself, when it is an original)."""
+        if name not in self._derivations:
+            return {name}
+        return set().union(*(self.sources(source) for source in self._derivations[name].sources))
+
+    def release(self, keep: Iterable[str]) -> list[str]:
+        """Forget every original that `keep` (symbols still read as tensors) does not need; returns the names forgotten."""
+        needed = set(keep)
+        for name in list(needed):
+            if name not in self._originals:
+                needed |= self.sources(name)
+        gone = [name for name in self._originals if name not in needed]
+        for name in gone:
+            del self._originals[name]
+            self._released.add(name)
+        return gone
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._originals or name in self._derivations
+
+    def _require(self, name: str) -> None:
+        if name not in self and name not in self._released:
+            raise CaptureError(f"no parameter is called {name!r}")
