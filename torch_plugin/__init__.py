@@ -1,0 +1,1 @@
+"""The torch.compile backend: entry point, options, capture, running a compiled graph, caches, command line."""

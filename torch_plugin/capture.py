@@ -1,0 +1,124 @@
+"""Dynamo's graph -> AOTAutograd (inference, composites kept whole) -> `ir.Graph`.
+
+What leans on private torch interfaces is named in `_keep_composites`; `tests/torch_plugin/test_capture.py` guards it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.backends.common import aot_autograd
+
+from ..ir.errors import CaptureError
+from ..ir.fx_import import import_graph, source_path
+from ..ir.graph import Graph, Phase
+from ..ir.params import ParameterStore
+
+KEPT_COMPOSITES = (
+    torch.ops.aten.linear.default,
+    torch.ops.aten.scaled_dot_product_attention.default,
+    torch.ops.aten.layer_norm.default,
+    torch.ops.aten.rms_norm.default,
+)
+"""Operators that AOTAutograd would otherwise take apart: each is one operation of the IR."""
+
+
+@contextmanager
+def _keep_composites() -> Iterator[None]:
+    from torch._export.utils import _special_op_to_preserve_cia
+    from torch.export import exported_program
+
+    keep = {op: _special_op_to_preserve_cia for op in KEPT_COMPOSITES}
+    with exported_program._override_composite_implicit_decomp(keep):
+        yield
+
+
+def parameter_name(source: str) -> str | None:
+    """`L['self']._modules['model']..._parameters['weight']` -> `model....weight`; None for what is not in a module."""
+    if not re.search(r"\._(parameters|buffers)\['[^']+'\]$|_modules\['[^']+'\].*\.\w+$", source):
+        return None
+    return source_path(source)
+
+
+def parameter_names(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, str]:
+    """Index of each input that is a parameter or buffer of a module -> its dotted path, unique per tensor."""
+    names: dict[int, str] = {}
+    taken: dict[str, Any] = {}
+    for index, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
+        value = inputs[index]
+        argument = node.meta.get("grapharg")
+        if not isinstance(value, torch.Tensor) or argument is None:
+            continue
+        source = argument.source.name
+        name = parameter_name(source() if callable(source) else source)
+        if name is None and isinstance(value, torch.nn.Parameter):
+            name = node.name
+        if name is None:
+            continue
+        base, copy = name, 1
+        while taken.setdefault(name, value) is not value:
+            copy += 1
+            name = f"{base}#{copy}"
+        names[index] = name
+    return names
+
+
+def needs_gradient(inputs: Sequence[Any]) -> bool:
+    """True when autograd is on and some input asks for a gradient: this backend is for inference."""
+    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs)
+
+
+def capture(
+    gm: fx.GraphModule,
+    inputs: Sequence[Any],
+    store: ParameterStore,
+    compile_graph: Callable[[Graph, fx.GraphModule], Callable[..., Any]],
+) -> Callable[..., Any]:
+    """Run AOTAutograd on Dynamo's `gm`; `compile_graph(graph, functional gm)` makes the function that is called with all inputs.
+
+    Raises `CaptureError` when a parameter has no values (`meta`) or the graph cannot be imported."""
+    names = parameter_names(gm, inputs)
+    for index, name in names.items():
+        store.bind(name, inputs[index])
+    labels = [names.get(i) or n.name for i, n in enumerate(n for n in gm.graph.nodes if n.op == "placeholder")]
+
+    def inner(functional: fx.GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:
+        if len(fakes) != len(labels):
+            raise CaptureError(f"AOTAutograd changed the number of inputs from {len(labels)} to {len(fakes)}")
+        phase = graph_phase(functional)
+        return compile_graph(import_graph(functional, store, names, labels, phase), functional)
+
+    aot = aot_autograd(
+        fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True
+    )
+    with _keep_composites(), torch._dynamo.config.patch(specialize_float=True):
+        return aot(gm, list(inputs))
+
+
+def graph_phase(gm: fx.GraphModule) -> Phase:
+    """`decode`: one query position and a key/value cache; `prefill`: several with a cache; `encode`: no cache.
+
+    A cache shows as a rank-4 tensor that the graph updates in place or returns."""
+    mutated = (n.args[0] for n in gm.graph.nodes if n.target is torch.ops.aten.copy_.default)
+    output = next(n for n in reversed(gm.graph.nodes) if n.op == "output")
+    returned = output.args[0] if isinstance(output.args[0], tuple | list) else [output.args[0]]
+    if not any(_rank(node) == 4 for node in (*mutated, *returned)):
+        return "encode"
+    attention = (torch.ops.aten.scaled_dot_product_attention.default, torch.ops.aten.softmax.int)
+    positions = _positions(gm, attention, 4) or _positions(gm, (torch.ops.aten.linear.default,), 3)
+    return "decode" if positions == {1} else "prefill"
+
+
+def _positions(gm: fx.GraphModule, targets: tuple[Any, ...], rank: int) -> set[Any]:
+    """Extents of the second-last dimension of the first operand, over all calls of `targets` on tensors of `rank`."""
+    nodes = [n.args[0] for n in gm.graph.nodes if n.op == "call_function" and n.target in targets]
+    extents = [n.meta["val"].shape[-2] for n in nodes if isinstance(n, fx.Node) and _rank(n) == rank]
+    return {e if isinstance(e, int) else str(e) for e in extents}
+
+
+def _rank(node: Any) -> int:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value.dim() if isinstance(value, torch.Tensor) else -1
