@@ -87,9 +87,11 @@ def import_graph(
     mutated = _strip_mutations(gm)
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     inputs, nodes = [], []
+    bound: dict[int, str] = {}
     for position, node in enumerate(placeholders):
         if position in parameters and node not in mutated.values():
             _to_parameter(gm, node, parameters[position])
+            bound[position] = parameters[position]
             continue
         value = node.meta["val"]
         symbol = value.node.expr if isinstance(value, torch.SymInt) else None
@@ -113,7 +115,7 @@ def import_graph(
     except (NotImplementedError, KeyError, AssertionError, TypeError, RuntimeError, ir.MLIRError) as error:
         raise CaptureError(f"the graph cannot be written as MLIR: {type(error).__name__}: {error}") from error
     mutations = {result: nodes.index(node) for result, node in mutated.items()}
-    return Graph(importer.module, store, phase, inputs, mutations, shapes, ranges)
+    return Graph(importer.module, store, phase, inputs, mutations, bound, shapes, ranges)
 
 
 def _strip_mutations(gm: fx.GraphModule) -> dict[int, fx.Node]:

@@ -27,7 +27,8 @@ class Graph:
     """An MLIR module with one function `@main`, in any stage between import and code generation.
 
     `inputs`: one per block argument, in order. `mutations`: result index of `@main` -> block-argument index that the result is written
-    to (those results are not returned to the caller). `input_shapes`: per block argument the symbolic shape (sympy expressions or
+    to (those results are not returned to the caller). `parameter_positions`: position in the caller's argument list -> name of the
+    parameter that was passed there at capture. `input_shapes`: per block argument the symbolic shape (sympy expressions or
     ints; () for a `!torch.int`). `symbol_ranges`: symbol -> (least, greatest) value."""
 
     module: Any
@@ -35,6 +36,7 @@ class Graph:
     phase: Phase
     inputs: list[GraphInput]
     mutations: dict[int, int] = field(default_factory=dict)
+    parameter_positions: dict[int, str] = field(default_factory=dict)
     input_shapes: list[tuple[sympy.Expr, ...]] = field(default_factory=list)
     symbol_ranges: dict[sympy.Symbol, tuple[int, int]] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ the value, and whose value is not kept unless it was *packed*: so a 1-billion-we
 prefill and decode graphs share one packed copy.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -93,6 +93,22 @@ class ParameterStore:
             if unpack is not None:
                 self._unpackers.setdefault(name, lambda: unpack(buffers))
         return self._packed[key]
+
+    def original(self, name: str) -> torch.Tensor | None:
+        """The tensor bound to `name`, or None when it is derived, unknown or released."""
+        return self._originals.get(name)
+
+    def originals(self) -> list[str]:
+        """Names of all bound tensors."""
+        return list(self._originals)
+
+    def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "ParameterStore":
+        """A store with the same definitions over other `tensors` (the same model structure with other weights)."""
+        other = ParameterStore(_derivations=dict(self._derivations))
+        other._originals = {name: t for name, t in self._originals.items() if name.startswith("constant.")}
+        for name, tensor in tensors.items():
+            other.bind(name, tensor)
+        return other
 
     def packed_bytes(self) -> int:
         """Bytes of all packed buffers."""

@@ -1,0 +1,50 @@
+"""The entry point: `torch.compile(model, backend="lutra", options={...})`.
+
+Registered under the entry-point group `torch_dynamo_backends`, so that torch finds it without an import of lutra.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from .capture import capture, needs_gradient
+from .model_state import ModelState, state_for
+from .options import Options
+
+logger = logging.getLogger("lutra")
+_warned: set[str] = set()
+
+
+def lutra(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
+    **unknown: Any,
+) -> Callable[..., Any]:
+    """Compile one Dynamo graph; called by `torch.compile`, once per graph of the model.
+
+    options: see `Options`. mode: torch's compile modes are hints for its own backend and have no effect here. Raises `LutraError`
+    for bad options, recipes or models; a graph that needs gradients goes to `options["training_backend"]`."""
+    parsed = Options.parse({**(options or {}), **unknown})
+    if mode not in (None, "default"):
+        _say_once(logging.DEBUG, f"torch.compile(mode={mode!r}) has no effect with the lutra backend")
+    if needs_gradient(example_inputs):
+        _say_once(
+            logging.WARNING,
+            f"gradients are needed: this graph runs on {parsed.training_backend!r}, not on lutra "
+            "(call the model under torch.no_grad() or torch.inference_mode() for inference)",
+        )
+        return torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+    state: ModelState = state_for(example_inputs, parsed)
+    return capture(gm, example_inputs, state.store, state.compile)
+
+
+def _say_once(level: int, message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        logger.log(level, message)

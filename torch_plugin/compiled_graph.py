@@ -1,0 +1,84 @@
+"""A compiled graph as AOTAutograd calls it: arguments in, results out, in-place updates done, parameters checked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..codegen.executable import Executable
+from ..ir.graph import Graph
+from ..passes.base import PassReport
+
+if TYPE_CHECKING:
+    from .model_state import ModelState
+
+
+class CompiledGraph:
+    """Runs one graph. Weights are read at compile time; a call with other or changed parameters gets its own executable, made
+    from the same graph (regional compilation runs one graph over the weights of many layers; `load_state_dict` changes them)."""
+
+    def __init__(
+        self,
+        state: "ModelState",
+        graph: Graph,
+        reports: list[PassReport],
+        build: Callable[[Graph], Executable],
+    ) -> None:
+        self.state = state  # keeps the shared state alive as long as this graph
+        self.graph = graph
+        self.pass_reports = reports
+        self._build = build
+        self.executable = build(graph)
+        self._positions = [i.position for i in graph.inputs]
+        self._names = graph.parameter_positions
+        self._others: dict[tuple[int, ...], tuple[list[torch.Tensor], Executable]] = {}
+        self.remember_parameters()
+
+    def remember_parameters(self) -> None:
+        """Take the parameters as they are now for the ones that `executable` was built from."""
+        store = self.graph.store
+        originals = ((position, store.original(name)) for position, name in self._names.items())
+        self._bound = [(position, tensor) for position, tensor in originals if tensor is not None]
+        self._versions = [_version(tensor) for _, tensor in self._bound]
+
+    def boxed(self) -> Callable[[list[Any]], list[Any]]:
+        """The callable in AOTAutograd's boxed convention: one list of arguments, which it may empty."""
+
+        def run(arguments: list[Any]) -> list[Any]:
+            outputs = self(arguments)
+            arguments.clear()
+            return outputs
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def __call__(self, arguments: list[Any]) -> list[Any]:
+        executable = self._executable_for(arguments)
+        inputs = [arguments[p] for p in self._positions]
+        outputs = executable(*inputs)
+        for result, argument in self.graph.mutations.items():
+            target, value = inputs[argument], outputs[result]
+            if value.data_ptr() != target.data_ptr():
+                target.copy_(value)
+        return [value for i, value in enumerate(outputs) if i not in self.graph.mutations]
+
+    def _executable_for(self, arguments: list[Any]) -> Executable:
+        for (position, tensor), version in zip(self._bound, self._versions, strict=True):
+            argument = arguments[position]
+            if argument is not tensor or _version(argument) != version:
+                return self._rebuilt(arguments)
+        return self.executable
+
+    def _rebuilt(self, arguments: list[Any]) -> Executable:
+        tensors = [arguments[position] for position, _ in self._bound]
+        key = tuple(part for tensor in tensors for part in (id(tensor), _version(tensor)))
+        if key not in self._others:
+            names = [self._names[position] for position, _ in self._bound]
+            store = self.graph.store.rebound(dict(zip(names, tensors, strict=True)))
+            # The tensors are kept beside the executable: an id stays theirs for as long as they live.
+            self._others[key] = (tensors, self._build(replace(self.graph, store=store)))
+        return self._others[key][1]
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,74 @@
+"""What the graphs of one compiled model share: parameters, the recipe, the target, and the list of what was compiled."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..codegen.cache import ExecutableCache
+from ..codegen.compile import CodegenOptions, compile_graph
+from ..codegen.targets import get_target
+from ..ir.graph import Graph
+from ..ir.params import ParameterStore
+from ..passes.pipeline import run_passes
+from ..passes.registry import available_passes
+from ..recipes.loading import load_recipe
+from .compiled_graph import CompiledGraph
+from .dump import Dump
+from .options import Options
+from .progress import CompileProgress
+from .release import release_originals
+
+_states: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Parameter -> {options: weak reference to the state}; a state lives as long as a compiled graph that uses it."""
+
+
+def state_for(inputs: Sequence[Any], options: Options) -> "ModelState":
+    """The state that an earlier graph over any of the same parameters, compiled with equal options, already uses, or a new one."""
+    parameters = [x for x in inputs if isinstance(x, torch.nn.Parameter)]
+    key = options.fingerprint()
+    for parameter in parameters:
+        state = _states.get(parameter, {}).get(key, lambda: None)()
+        if state is not None:
+            break
+    else:
+        state = ModelState(options)
+    for parameter in parameters:
+        _states.setdefault(parameter, {})[key] = weakref.ref(state)
+    return state
+
+
+class ModelState:
+    """Compiles the graphs of one model under one set of options. Graphs share packed weights through `store`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.recipe = load_recipe(options.recipe, available_passes(), vars=options.vars)
+        self.target = get_target(options.target)
+        self.store = ParameterStore()
+        self.cache = ExecutableCache(options.cache_directory()) if options.cache else None
+        self.graphs: list[CompiledGraph] = []
+
+    def compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
+        """Passes, code generation, and the callable that AOTAutograd runs; raises `LutraError`."""
+        dump = Dump.start(self.options.dump, graph, functional)
+        with CompileProgress(self.options.progress, graph) as progress:
+            progress.step("passes")
+            reports = run_passes(graph, self.recipe.steps, dump=dump)
+            progress.step("code")
+            codegen = CodegenOptions(
+                strict=self.options.strict,
+                kernel_family=self.options.kernel_family,
+                cache=self.cache,
+                dump=dump,
+                progress=progress.step,
+            )
+            compiled = CompiledGraph(self, graph, reports, lambda g: compile_graph(g, self.target, codegen))
+        self.graphs.append(compiled)
+        if self.options.release_weights:
+            release_originals(self.store, [g.graph for g in self.graphs])
+            compiled.remember_parameters()
+        return compiled.boxed()
