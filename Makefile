@@ -1,0 +1,28 @@
+# `make demo` and `make test` set everything up by themselves; the second run starts at once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.lutra-setup
+
+.PHONY: setup demo test check
+
+setup: $(STAMP)
+
+# torch first and pinned, from its CPU build: anything else that is installed later then finds it satisfied.
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples,dev]'
+	touch $(STAMP)
+
+demo: setup
+	$(BIN)/python examples/generate.py --model tests/assets/tiny-llama --recipe w2-lut
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_layout.py

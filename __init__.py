@@ -1,0 +1,24 @@
+"""Lutra: a `torch.compile` backend that turns published inference-efficiency techniques into YAML recipes.
+
+    fast = torch.compile(model, backend="lutra", options={"recipe": "w4"})
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "LutraError": ".ir.errors",
+    "Recipe": ".recipes.schema",
+    "load_recipe": ".recipes.loading",
+    "reports": ".torch_plugin.report",
+}
+__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "reports"]  # noqa: F822
+
+
+def __getattr__(name: str) -> Any:
+    """Exports are loaded on first use, so that `import lutra` stays light."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'lutra' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name], __name__), name)

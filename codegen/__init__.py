@@ -1,0 +1,1 @@
+"""MLIR to Relax and TIR to an executable: lowerings, kernels, targets, cache."""

@@ -1,0 +1,1 @@
+"""Hand-written TIR kernel templates, specialised by Python closures."""

@@ -1,0 +1,1 @@
+"""Rewrite passes: one technique a file, MLIR in, MLIR out."""

@@ -1,0 +1,1 @@
+"""The recipe language: schema, loading, selectors, conditions."""
