@@ -1,0 +1,47 @@
+"""What a pass is: a frozen dataclass whose fields are its recipe parameters, and `run(graph, context)`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol
+
+from ..ir.graph import Graph, Phase
+from ..ir.selection import Candidate
+
+Kind = Literal["fusion", "weight-static", "activation-mask", "prefill-decode", "cache-policy", "control-flow"]
+ALL_PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
+
+
+@dataclass
+class PassReport:
+    """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: (path, why) left alone."""
+
+    name: str
+    origin: str = ""
+    matched: int = 0
+    changed: dict[str, int] = field(default_factory=dict)
+    left: list[tuple[str, str]] = field(default_factory=list)
+
+    def count(self, rewrite: str, number: int = 1) -> None:
+        """Note `number` more rewrites of this name."""
+        self.changed[rewrite] = self.changed.get(rewrite, 0) + number
+
+
+@dataclass
+class PassContext:
+    """What a pass may ask while it runs: `select` keeps the candidates that the recipe's selector takes."""
+
+    report: PassReport
+    select: Callable[[list[Candidate]], list[Candidate]] = lambda candidates: candidates
+
+
+class Pass(Protocol):
+    """A rewrite of one graph. Invariants: the module verifies before and after; running twice changes nothing more; only what the
+    selector takes is touched; at its neutral setting the output is identical."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    phases: ClassVar[tuple[Phase, ...]]
+
+    def run(self, graph: Graph, context: PassContext) -> None:
+        """Rewrite `graph` in place and fill `context.report`."""
+        ...

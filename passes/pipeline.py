@@ -1,0 +1,48 @@
+"""Run the steps of a recipe over one graph: verify, rewrite, clean up, dump, report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..ir.errors import SelectorError
+from ..ir.graph import Graph
+from ..ir.rewriting import clean_up, verify
+from ..ir.selection import Candidate
+from .base import PassContext, PassReport
+
+
+def run_passes(
+    graph: Graph,
+    steps: Sequence[Any],
+    facts: Mapping[str, int] | None = None,
+    dump: Callable[[str, str], None] | None = None,
+) -> list[PassReport]:
+    """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `when`, `allow_empty`, `origin`), run in order.
+
+    `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises `SelectorError` when a
+    selector takes none of the operations that its pass offers; an operation already handled by an earlier entry is still offered."""
+    reports = []
+    for step in steps:
+        if graph.phase not in (step.phases or step.pass_.phases) or graph.phase not in step.pass_.phases:
+            continue
+        if step.when is not None and not step.when.holds(facts or {}):
+            continue
+        report = PassReport(step.pass_.name, step.origin)
+
+        def select(candidates: list[Candidate], step: Any = step, report: PassReport = report) -> list[Candidate]:
+            chosen = step.selector.select(candidates)
+            report.matched += len(chosen)
+            if candidates and not chosen and not step.allow_empty:
+                paths = ", ".join(sorted({c.path for c in candidates})[:5])
+                raise SelectorError(
+                    f"{step.origin}: select {step.selector} of pass {step.pass_.name!r} matches nothing in the {graph.phase} graph; "
+                    f"modules there: {paths}, ... (allow_empty: true if that is meant)"
+                )
+            return chosen
+
+        step.pass_.run(graph, PassContext(report, select))
+        clean_up(graph)
+        verify(graph, step.pass_.name)
+        if dump is not None:
+            dump(f"after-{step.pass_.name}.mlir", str(graph.module))
+        reports.append(report)
+    return reports

@@ -1,0 +1,87 @@
+"""What a recipe file may contain (`lutra: 1`), as pydantic models, and what it resolves to."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from .conditions import Condition
+from .selectors import Selector
+
+Phase = Literal["prefill", "decode", "encode"]
+
+
+class Recipe(BaseModel):
+    """A recipe as written. `passes`: a list of `pass-name: {parameters and common keys}`, run in this order."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    version: Literal[1] = Field(alias="lutra")
+    name: str
+    description: str = ""
+    extends: str | None = None
+    vars: dict[str, Any] = {}
+    passes: list[dict[str, dict[str, Any] | None]] = []
+
+
+class CommonKeys(BaseModel):
+    """Keys that every pass entry accepts beside the parameters of its pass."""
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    select: dict[str, Any] | None = None
+    phase: Phase | list[Phase] | None = None
+    when: str | None = None
+    allow_empty: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One scheduled pass. `origin` says where it was written (`w4.yaml:7`)."""
+
+    pass_: Any
+    selector: Selector
+    phases: tuple[Phase, ...]
+    when: Condition | None
+    allow_empty: bool
+    origin: str
+
+    def to_data(self) -> dict[str, Any]:
+        """The entry in recipe form, every default written out."""
+        body = {key.rstrip("_"): value for key, value in asdict(self.pass_).items()}
+        if self.selector.source:
+            body["select"] = self.selector.source
+        if self.phases:
+            body["phase"] = list(self.phases)
+        if self.when is not None:
+            body["when"] = self.when.text
+        if self.allow_empty:
+            body["allow_empty"] = True
+        return {type(self.pass_).name: body}
+
+
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with `extends` and `vars` worked in and every pass validated: what a compilation runs."""
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+
+    def to_yaml(self) -> str:
+        """Text that loads to the same steps; saved with whatever is made from the recipe."""
+        data = {
+            "lutra": 1,
+            "name": self.name,
+            "description": self.description,
+            "passes": [step.to_data() for step in self.steps],
+        }
+        return yaml.safe_dump(data, sort_keys=False)
+
+    def fingerprint(self) -> str:
+        """Hash of what the recipe does, independent of names, comments and defaults left out."""
+        steps = json.dumps([step.to_data() for step in self.steps], sort_keys=True)
+        return hashlib.sha256(steps.encode()).hexdigest()[:16]

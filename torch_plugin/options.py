@@ -1,0 +1,63 @@
+"""`options=` of `torch.compile`, validated: an unknown name or a wrong value is an error that says what would be right."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..ir.errors import OptionError, did_you_mean
+from ..recipes.schema import Recipe
+
+
+class Options(BaseModel):
+    """Options of the lutra backend."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+    recipe: str | Path | dict[str, Any] | Recipe = Field("none", description="library name, path, YAML text, dict or Recipe")
+    vars: dict[str, Any] = Field({}, description="overrides of the recipe's variables")
+    strict: bool = Field(False, description="an operator without a lowering is an error instead of a torch call")
+    dump: Path | None = Field(None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)")
+    release_weights: bool = Field(False, description="free originals that every graph reads in packed form")
+    training_backend: str = Field("inductor", description="torch.compile backend for graphs that need gradients")
+    target: str = Field("auto", description="auto, avx512, avx2, neon or portable")
+    kernel_family: Literal["auto", "lookup", "dot"] = Field("auto", description="kernels of low-bit linears")
+    cache: bool = Field(True, description="keep compiled executables on disk")
+    cache_dir: Path | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
+    progress: bool = Field(False, description="progress bars for compile steps")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> "Options":
+        """Validate; raises `OptionError` naming the option and the nearest valid name or value."""
+        known = list(cls.model_fields)
+        for name in options:
+            if name not in known:
+                raise OptionError(f"lutra has no option {name!r}: {did_you_mean(name, known)}")
+        given = dict(options)
+        if given.get("dump") is None and os.environ.get("LUTRA_DUMP"):
+            given["dump"] = os.environ["LUTRA_DUMP"]
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            problems = {str(p["loc"][0]): p for p in error.errors()}
+            lines = (
+                f"option {name!r} is {given[name]!r}: {problem['msg']} ({cls.model_fields[name].description})"
+                for name, problem in problems.items()
+            )
+            raise OptionError("; ".join(lines)) from None
+
+    def cache_directory(self) -> Path:
+        """Where executables are kept: the option, `LUTRA_CACHE_DIR`, or the user's cache folder."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        if os.environ.get("LUTRA_CACHE_DIR"):
+            return Path(os.environ["LUTRA_CACHE_DIR"])
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
+
+    def fingerprint(self) -> str:
+        """Equal for equal options: graphs of one model compiled under it share their packed weights."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True, default=str).encode()).hexdigest()
