@@ -1,0 +1,192 @@
+"""What passes need from MLIR: a pattern driver, matchers for constants, and builders for `lutra` operations.
+
+A pattern is a function `(op, rewriter) -> bool` that returns True when it rewrote. Handles of operations and values must not
+outlive the pattern call: keep names, not handles.
+
+An operation made from several modules' operations (q/k/v in one linear) carries all their paths in `lutra.path`, joined with "|",
+in the order of its parts.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch_mlir import ir
+from torch_mlir.passmanager import PassManager
+from torch_mlir.rewrite import RewritePatternSet, apply_patterns_and_fold_greedily
+
+from .dialect import (
+    ACTIVATIONS,
+    AttentionOp,
+    GatedMlpOp,
+    KvUpdateOp,
+    LayerNormOp,
+    LinearOp,
+    ParamOp,
+    QuantizedType,
+    RmsNormOp,
+    RopeOp,
+    SplitOp,
+    TableLinearOp,
+    TableOp,
+    quantized_format,
+)
+from .errors import LutraError
+from .fx_import import PATH_ATTRIBUTE
+from .graph import Graph
+from .quantization import WeightFormat
+from .types import TensorType, as_tensor_type, tensor_type
+
+__all__ = [
+    "ACTIVATIONS",
+    "AttentionOp",
+    "GatedMlpOp",
+    "KvUpdateOp",
+    "LayerNormOp",
+    "LinearOp",
+    "ParamOp",
+    "RmsNormOp",
+    "RopeOp",
+    "SplitOp",
+    "TableLinearOp",
+    "TableOp",
+    "quantized_format",
+]
+
+Pattern = Callable[[Any, Any], bool]
+Value = Any
+
+
+def apply_patterns(graph: Graph, patterns: Mapping[str, Sequence[Pattern]], report: Callable[[str], None]) -> None:
+    """Apply `patterns` (by operation name) greedily to a fixed point; `report(pattern name)` is called per rewrite."""
+    patterns_set = RewritePatternSet()
+    for name, functions in patterns.items():
+        for function in functions:
+
+            def adapter(op: Any, rewriter: Any, function: Pattern = function) -> bool:
+                changed = function(op, rewriter)
+                if changed:
+                    report(function.__name__.lstrip("_"))
+                return not changed  # the driver's convention: true means "no match"
+
+            patterns_set.add(name, adapter)
+    with graph.module.context:
+        apply_patterns_and_fold_greedily(graph.module, patterns_set.freeze())
+
+
+def clean_up(graph: Graph) -> None:
+    """Remove dead operations and duplicates, fold constants."""
+    with graph.module.context:
+        PassManager.parse("builtin.module(func.func(cse,canonicalize,cse))").run(graph.module.operation)
+
+
+def verify(graph: Graph, stage: str) -> None:
+    """Raise `LutraError` naming `stage` when the module is not valid."""
+    try:
+        graph.module.operation.verify()
+    except ir.MLIRError as error:
+        raise LutraError(f"the module is not valid after {stage!r}: {error}") from error
+
+
+# Reading ----------------------------------------------------------------------------------------------------------------
+
+
+def name_of(value: Value) -> str:
+    """Name of the operation that defines `value`; "" for a block argument."""
+    owner = value.owner
+    return "" if isinstance(owner, ir.Block) else owner.name
+
+
+def defined_by(value: Value, *names: str) -> Any | None:
+    """The operation that defines `value` when its name is one of `names` (`torch.` may be left out), else None."""
+    name = name_of(value)
+    return value.owner if name and (name in names or name.removeprefix("torch.") in names) else None
+
+
+def constant(value: Value) -> Any:
+    """Python value of a `torch.constant.*` (None for `torch.constant.none`); `NotConstant` when it is computed."""
+    op = defined_by(value, "constant.int", "constant.float", "constant.bool", "constant.str", "constant.none")
+    if op is None:
+        return NotConstant
+    if op.name == "torch.constant.none":
+        return None
+    attribute = op.attributes["value"]
+    if isinstance(attribute, ir.IntegerAttr | ir.FloatAttr | ir.BoolAttr | ir.StringAttr):
+        return attribute.value
+    return NotConstant
+
+
+class NotConstant:
+    """Stands for a value that is not known at compile time."""
+
+
+def constant_list(value: Value) -> list[Any] | None:
+    """Python values of a `torch.prim.ListConstruct`; None when `value` is no list."""
+    op = defined_by(value, "prim.ListConstruct")
+    return None if op is None else [constant(v) for v in op.operands]
+
+
+def single_use(value: Value) -> bool:
+    """True when exactly one operand reads `value`."""
+    return len(list(value.uses)) == 1
+
+
+def users(value: Value) -> list[Any]:
+    """Operations that read `value`."""
+    return [use.owner for use in value.uses]
+
+
+def parameter_symbol(value: Value) -> str | None:
+    """Symbol of the `lutra.param` that defines `value`, or None."""
+    op = defined_by(value, "lutra.param")
+    return None if op is None else ir.StringAttr(op.attributes["sym"]).value
+
+
+def paths(op: Any) -> tuple[str, ...]:
+    """Module paths that `op` was made from, in order of its parts; () when unknown."""
+    attributes = op.operation.attributes
+    return tuple(ir.StringAttr(attributes[PATH_ATTRIBUTE]).value.split("|")) if PATH_ATTRIBUTE in attributes else ()
+
+
+# Building ---------------------------------------------------------------------------------------------------------------
+
+
+def build(cls: type, rewriter: Any, at: Any, *arguments: Any, path: str | None = None, **keywords: Any) -> Any:
+    """A new operation of `cls` before `at`; Python numbers, bools and strings become attributes; `lutra.path` follows `at`."""
+    with rewriter.ip, at.location:
+        op = cls(*map(_attribute, arguments), **{key: _attribute(value) for key, value in keywords.items()})
+    label = path if path is not None else "|".join(paths(at))
+    if label:
+        op.operation.attributes[PATH_ATTRIBUTE] = ir.StringAttr.get(label)
+    return op
+
+
+def vtensor(shape: Iterable[int | None], like: Value | TensorType) -> ir.Type:
+    """`!torch.vtensor` of `shape` with the dtype of `like`."""
+    dtype = like.dtype if isinstance(like, TensorType) else tensor_type(like.type).dtype
+    return ir.Type.parse(str(TensorType(tuple(shape), dtype)))
+
+
+def quantized_type(n: int, k: int, format_: WeightFormat) -> ir.Type:
+    """`!lutra.quantized` for a weight `[n, k]`; raises `QuantizationError` when the groups do not divide k."""
+    format_.groups(k)
+    i64 = ir.IntegerType.get_signless(64)
+    numbers = [ir.IntegerAttr.get(i64, v) for v in (n, k, format_.bits, format_.group_size)]
+    return QuantizedType.get(*numbers, ir.StringAttr.get(format_.scheme))
+
+
+def shape_of(value: Value) -> tuple[int | None, ...] | None:
+    """Shape of a tensor value, None for anything else."""
+    parsed = as_tensor_type(value.type)
+    return None if parsed is None else parsed.shape
+
+
+def _attribute(value: Any) -> Any:
+    if isinstance(value, bool):
+        return ir.BoolAttr.get(value)
+    if isinstance(value, int):
+        return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
+    if isinstance(value, float):
+        return ir.FloatAttr.get(ir.F64Type.get(), value)
+    if isinstance(value, str):
+        return ir.StringAttr.get(value)
+    return value

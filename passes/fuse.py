@@ -1,0 +1,46 @@
+"""`fuse`: recognise the operations that models are made of, merge projections that share an input, fold epilogues in.
+
+    %0 = aten.pow(%x, 2) ... aten.rsqrt ... aten.mul(%w, ...)           %0 = lutra.rms_norm(%x, %w)
+    %1 = aten.linear(%0, %wq)   %2 = aten.linear(%0, %wk)       =>      %1 = lutra.linear(%0, %wqk)
+    ...                                                                 %2 = lutra.split(%1) {start = 0} ...
+    %9 = aten.linear(%8, %wo)   %10 = aten.add(%x, %9)                  %10 = lutra.linear(%8, %wo, residual = %x)
+
+The rewrites stand in `fuse_*.py`, one file a subject; each leaves alone what deviates from its pattern. Values stay what they were, up to
+rounding inside a fused operation.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..ir.graph import Graph, Phase
+from ..ir.rewriting import apply_patterns, clean_up
+from .base import ALL_PHASES, Kind, PassContext
+from .fuse_attention import ATTENTION_PATTERNS, MERGE_HEADS_PATTERNS
+from .fuse_gate import GATE_PATTERNS
+from .fuse_identities import IDENTITY_PATTERNS
+from .fuse_linear import EPILOGUE_PATTERNS, LINEAR_PATTERNS, linear_merge_patterns
+from .fuse_norms import NORM_PATTERNS
+from .fuse_rope import ROPE_PATTERNS
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Operator fusion; no parameters. Lossless up to rounding."""
+
+    name: ClassVar[str] = "fuse"
+    kind: ClassVar[Kind] = "fusion"
+    phases: ClassVar[tuple[Phase, ...]] = ALL_PHASES
+
+    def run(self, graph: Graph, context: PassContext) -> None:
+        """Recognise first, then merge, then fold epilogues: a merged linear is no longer a candidate for a residual."""
+        stages = (
+            IDENTITY_PATTERNS,
+            NORM_PATTERNS | ROPE_PATTERNS | LINEAR_PATTERNS(graph.store) | ATTENTION_PATTERNS,
+            GATE_PATTERNS | MERGE_HEADS_PATTERNS,
+            EPILOGUE_PATTERNS,
+            linear_merge_patterns(graph.store),
+            GATE_PATTERNS,
+        )
+        for patterns in stages:
+            apply_patterns(graph, patterns, context.report.count)
+            clean_up(graph)
