@@ -6,7 +6,7 @@ the value, and whose value is not kept unless it was *packed*: so a 1-billion-we
 prefill and decode graphs share one packed copy.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,8 @@ class ParameterStore:
 
     _originals: dict[str, torch.Tensor] = field(default_factory=dict)
     _derivations: dict[str, _Derivation] = field(default_factory=dict)
+    _stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     _released: set[str] = field(default_factory=set)
@@ -47,12 +49,28 @@ class ParameterStore:
         self._derivations.setdefault(name, _Derivation(sources, compute))
         return name
 
+    def can_stack(self, names: Sequence[str]) -> bool:
+        """True when `names` are distinct original or derived tensors that share no memory with each other (no tied weights)."""
+        bound = [t for n in names if (t := self._originals.get(n)) is not None]
+        return len({t.data_ptr() for t in bound}) == len(bound)
+
+    def stack(self, name: str, parts: Sequence[str]) -> str:
+        """Define `name` as the rows of `parts` one after the other. Returns `name`.
+
+        When it is read as a plain tensor (`keep`), the parts become views of it: the model's memory does not grow."""
+        self._stacks.setdefault(name, tuple(parts))
+        return self.derive(name, parts, lambda *tensors: torch.cat(tensors))
+
+    def parts(self, name: str | None) -> tuple[str, ...]:
+        """The names that `name` was stacked from; () when it is not a stack."""
+        return self._stacks.get(name or "", ())
+
     def value(self, name: str) -> Value:
         """The value of `name`, computed now if it is derived (and not kept); raises `CaptureError` when it was released."""
         if name in self._unpackers:
             return self._unpackers[name]()
-        if name in self._originals:
-            return self._originals[name]
+        if name in self._originals or name in self._kept:
+            return self._originals[name] if name in self._originals else self._kept[name]
         self._require(name)
         if name in self._released:
             raise CaptureError(f"parameter {name!r} was released after packing (release_weights): its values are gone")
@@ -75,9 +93,20 @@ class ParameterStore:
 
     def keep(self, name: str) -> torch.Tensor:
         """`tensor(name)`, computed once and kept: for derived tensors that a graph reads at every step."""
-        if name not in self._originals:
-            self._originals[name] = self.tensor(name).contiguous()
-        return self._originals[name]
+        if name in self._originals:
+            return self._originals[name]
+        if name not in self._kept:
+            whole = self._kept[name] = self.tensor(name).contiguous()
+            row = 0
+            for part in self._stacks.get(name, ()):
+                tensor = self._originals.get(part)
+                if tensor is None or tensor.is_inference():
+                    continue
+                # Same values at the same shape and strides: eager and other graphs go on as before, over one copy.
+                if tensor.is_contiguous():
+                    tensor.data = whole[row : row + tensor.shape[0]]
+                row += tensor.shape[0]
+        return self._kept[name]
 
     def packed(
         self,
@@ -104,7 +133,7 @@ class ParameterStore:
 
     def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "ParameterStore":
         """A store with the same definitions over other `tensors` (the same model structure with other weights)."""
-        other = ParameterStore(_derivations=dict(self._derivations))
+        other = ParameterStore(_derivations=dict(self._derivations), _stacks=dict(self._stacks))
         other._originals = {name: t for name, t in self._originals.items() if name.startswith("constant.")}
         for name, tensor in tensors.items():
             other.bind(name, tensor)

@@ -50,6 +50,7 @@ __all__ = [
     "TableLinearOp",
     "TableOp",
     "quantized_format",
+    "tensor_type",
 ]
 
 Pattern = Callable[[Any, Any], bool]

@@ -18,7 +18,7 @@ from .base import ALL_PHASES, Kind, PassContext
 from .fuse_attention import ATTENTION_PATTERNS, MERGE_HEADS_PATTERNS
 from .fuse_gate import GATE_PATTERNS
 from .fuse_identities import IDENTITY_PATTERNS
-from .fuse_linear import EPILOGUE_PATTERNS, LINEAR_PATTERNS, linear_merge_patterns
+from .fuse_linear import EPILOGUE_PATTERNS, linear_patterns, merge_patterns
 from .fuse_norms import NORM_PATTERNS
 from .fuse_rope import ROPE_PATTERNS
 
@@ -35,10 +35,10 @@ class Fuse:
         """Recognise first, then merge, then fold epilogues: a merged linear is no longer a candidate for a residual."""
         stages = (
             IDENTITY_PATTERNS,
-            NORM_PATTERNS | ROPE_PATTERNS | LINEAR_PATTERNS(graph.store) | ATTENTION_PATTERNS,
+            NORM_PATTERNS | ROPE_PATTERNS | linear_patterns(graph.store) | ATTENTION_PATTERNS,
             GATE_PATTERNS | MERGE_HEADS_PATTERNS,
             EPILOGUE_PATTERNS,
-            linear_merge_patterns(graph.store),
+            merge_patterns(graph.store),
             GATE_PATTERNS,
         )
         for patterns in stages:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..ir.rewriting import constant, name_of, shape_of, users
+from ..ir.rewriting import constant, shape_of, users
 
 _RETURN = "func.return"
 
@@ -12,6 +12,8 @@ def drop_identity(op: Any, rewriter: Any) -> bool:
     source = op.operation.operands[0]
     if source.type != op.operation.results[0].type:
         return False
+    if op.operation.name in _VIEWS and list(shape_of(source) or ()).count(None) > 1:
+        return False  # two unknown sizes could have changed places
     if any(user.name == _RETURN for user in users(op.operation.results[0])):
         return False
     rewriter.replace_op(op, [source])
@@ -25,15 +27,6 @@ def drop_neutral_scalar(op: Any, rewriter: Any) -> bool:
     if isinstance(scalar, int | float) and not isinstance(scalar, bool) and scalar == neutral:
         return drop_identity(op, rewriter)
     return False
-
-
-def drop_double_view(op: Any, rewriter: Any) -> bool:
-    """`view(view(x))` -> `view(x)`; the shape operand is the outer one's, so only its source changes."""
-    source = op.operation.operands[0]
-    if name_of(source) not in _VIEWS or None in (shape_of(op.operation.results[0]) or (None,)):
-        return False
-    op.operation.operands[0] = source.owner.operands[0]
-    return True
 
 
 _VIEWS = ("torch.aten.view", "torch.aten._unsafe_view", "torch.aten.reshape")

@@ -1,0 +1,74 @@
+"""`symmetrize-tables`: quantised linears on lookup tables, one table per activation, shared by all linears that read it.
+
+    %q = lutra.linear(%x, %wq)                %t = lutra.table(%x) {half = true}
+    %g = lutra.linear(%x, %wg)          =>    %q = lutra.table_linear(%t, %wq)
+                                              %g = lutra.table_linear(%t, %wg)
+
+The re-interpretation of codes as sums of +-1 bit planes is exact (PAPERS.md section 1): no value changes in exact arithmetic.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from ..ir.graph import Graph, Phase
+from ..ir.rewriting import (
+    LinearOp,
+    TableLinearOp,
+    TableOp,
+    apply_patterns,
+    build,
+    paths,
+    quantized_format,
+    shape_of,
+    users,
+    vtensor,
+)
+from ..ir.selection import Candidate
+from ..ir.types import TensorType
+from .base import ALL_PHASES, Kind, PassContext
+
+TABLE_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class SymmetrizeTables:
+    """Lookup tables over 4 activations (LUT Tensor Core; PAPERS.md section 1).
+
+    table: `half` stores the 8 entries whose top bit is clear (T[w] = -T[~w]), `full` all 16."""
+
+    name: ClassVar[str] = "symmetrize-tables"
+    kind: ClassVar[Kind] = "weight-static"
+    phases: ClassVar[tuple[Phase, ...]] = ALL_PHASES
+
+    table: Literal["half", "full"] = "half"
+
+    def run(self, graph: Graph, context: PassContext) -> None:
+        """Rewrite every selected quantised linear."""
+        linears = [op for op in graph.operations if isinstance(op, LinearOp) and quantized_format(op.weight.type)]
+        candidates = [Candidate(p, "linear", quantized_format(op.weight.type)[:2]) for op in linears for p in paths(op) or ("",)]
+        chosen = {c.path for c in context.select(candidates)}
+        del linears
+
+        def table_linear(op: Any, rewriter: Any) -> bool:
+            if quantized_format(op.weight.type) is None or not set(paths(op) or ("",)) & chosen:
+                return False
+            table = self._table(op, rewriter)
+            keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
+            new = build(TableLinearOp, rewriter, op, table, op.weight, op.out.type, **keywords)
+            rewriter.replace_op(op, new.operation)
+            return True
+
+        apply_patterns(graph, {"lutra.linear": [table_linear]}, context.report.count)
+
+    def _table(self, op: Any, rewriter: Any) -> Any:
+        """The table of `op`'s input: the one that is there when it stands before `op`, or a new one."""
+        half = self.table == "half"
+        for user in users(op.x):
+            if user.name == "lutra.table" and bool(user.attributes["half"].value) == half and user.is_before_in_block(op.operation):
+                return user.results[0]
+        shape = shape_of(op.x)
+        k = quantized_format(op.weight.type)[1]
+        type_ = vtensor((*shape[:-1], -(-k // TABLE_COLUMNS), 8 if half else 16), TensorType((), torch.float32))
+        return build(TableOp, rewriter, op, op.x, half, type_).out
