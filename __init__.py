@@ -1,6 +1,6 @@
 """Lutra: a `torch.compile` backend that turns published inference-efficiency techniques into YAML recipes.
 
-    fast = torch.compile(model, backend="lutra", options={"recipe": "w4"})
+fast = torch.compile(model, backend="lutra", options={"recipe": "w4"})
 """
 
 import importlib
@@ -14,7 +14,7 @@ _EXPORTS = {
     "load_recipe": ".recipes.loading",
     "reports": ".torch_plugin.report",
 }
-__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "reports"]  # noqa: F822
+__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "reports"]
 
 
 def __getattr__(name: str) -> Any:

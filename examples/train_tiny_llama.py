@@ -29,7 +29,17 @@ END_OF_TEXT = "<|endoftext|>"
 def corpus(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """`(training, held out)` as (relative path, text), split by file; tests, vendored packages and data tables are left out."""
     training, held_out = [], []
-    skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "__pycache__", "encodings", "config"}
+    skipped = {
+        "site-packages",
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "__pycache__",
+        "encodings",
+        "config",
+    }
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if skipped & set(relative.parts) or path.stat().st_size > 200_000:
@@ -46,9 +56,14 @@ def corpus(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 def train_tokenizer(texts: list[str], output: Path) -> PreTrainedTokenizerFast:
     """Byte-level BPE with `VOCABULARY` entries, saved so that `AutoTokenizer.from_pretrained(output)` loads it."""
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False)
+    bpe.train_from_iterator(
+        texts, vocab_size=VOCABULARY, min_frequency=2, special_tokens=[END_OF_TEXT], show_progress=False
+    )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe._tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.padding_side = "left"
     tokenizer.save_pretrained(output)
@@ -89,14 +104,20 @@ def train(model: torch.nn.Module, tokens: torch.Tensor, minutes: float, batch: i
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}], lr=peak, betas=(0.9, 0.95)
+        [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}],
+        lr=peak,
+        betas=(0.9, 0.95),
     )
     generator = torch.Generator().manual_seed(0)
     start, budget = time.monotonic(), minutes * 60
     with tqdm(total=round(budget), unit="s") as bar:
         while (elapsed := time.monotonic() - start) < budget:
             progress = elapsed / budget
-            scale = min(progress / 0.03, 1.0) if progress < 0.03 else 0.02 + 0.49 * (1 + math.cos(math.pi * (progress - 0.03) / 0.97))
+            scale = (
+                min(progress / 0.03, 1.0)
+                if progress < 0.03
+                else 0.02 + 0.49 * (1 + math.cos(math.pi * (progress - 0.03) / 0.97))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = peak * max(scale, 0.01)
             starts = torch.randint(0, len(tokens) - length - 1, (batch,), generator=generator)
@@ -119,7 +140,9 @@ def complete(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt
 
 
 def main(
-    output: Annotated[Path, typer.Option(help="folder for checkpoint, tokenizer and held-out text")] = Path("tests/assets/tiny-llama"),
+    output: Annotated[Path, typer.Option(help="folder for checkpoint, tokenizer and held-out text")] = Path(
+        "tests/assets/tiny-llama"
+    ),
     minutes: Annotated[float, typer.Option(help="training time")] = 40.0,
     batch: int = 8,
     length: int = 256,
@@ -136,13 +159,20 @@ def main(
     held_tokens = torch.tensor(tokenizer(held_text)["input_ids"])
     model = LlamaForCausalLM(model_config())
     size = sum(p.numel() for p in model.parameters())
-    print(f"{len(training)} files, {len(tokens):,} tokens; held out {len(held_out)} files, {len(held_tokens):,} tokens; {size:,} parameters")
+    print(
+        f"{len(training)} files, {len(tokens):,} tokens; held out {len(held_out)} files, {len(held_tokens):,} tokens; {size:,} parameters"
+    )
     train(model, tokens, minutes, batch, length, learning_rate)
     model = model.to(torch.bfloat16).eval()
     model.save_pretrained(output)
     perplexity = held_out_perplexity(model.float(), held_tokens)
     sample = complete(model, tokenizer, "def read_file(path):\n    ")
-    facts = {"held_out_perplexity": round(perplexity, 4), "minutes": minutes, "parameters": size, "training_tokens": len(tokens)}
+    facts = {
+        "held_out_perplexity": round(perplexity, 4),
+        "minutes": minutes,
+        "parameters": size,
+        "training_tokens": len(tokens),
+    }
     (output / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     print(f"held-out perplexity {perplexity:.3f}\n--- sample ---\n{sample}")
 

@@ -38,7 +38,9 @@ class ParameterStore:
     def bind(self, name: str, tensor: torch.Tensor) -> None:
         """Make `tensor` (a parameter or buffer of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
         if tensor.device.type == "meta":
-            raise CaptureError(f"parameter {name!r} is on the meta device and has no values: load the model's weights first")
+            raise CaptureError(
+                f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
+            )
         self._originals[name] = tensor
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:

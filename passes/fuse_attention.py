@@ -74,7 +74,17 @@ def merge_heads(op: Any, rewriter: Any) -> bool:
     a = attention.opview
     keywords = {} if a.mask is None else {"mask": a.mask}
     new = build(
-        AttentionOp, rewriter, op, a.q, a.k, a.v, a.scale.value, bool(a.causal.value), True, op.operation.results[0].type, **keywords
+        AttentionOp,
+        rewriter,
+        op,
+        a.q,
+        a.k,
+        a.v,
+        a.scale.value,
+        bool(a.causal.value),
+        True,
+        op.operation.results[0].type,
+        **keywords,
     )
     rewriter.replace_op(op, new.operation)
     return True

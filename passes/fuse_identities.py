@@ -36,7 +36,5 @@ IDENTITY_PATTERNS = {
         for name in ("alias", "detach", "clone", "contiguous", "_to_copy", "dropout", "expand", "lift_fresh_copy")
     },
     **{view: [drop_identity] for view in _VIEWS},
-    **{
-        f"torch.aten.{name}.Scalar": [drop_neutral_scalar] for name in ("add", "sub", "mul", "div")
-    },
+    **{f"torch.aten.{name}.Scalar": [drop_neutral_scalar] for name in ("add", "sub", "mul", "div")},
 }

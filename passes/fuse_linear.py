@@ -1,6 +1,6 @@
 """Linear layers: recognised, merged when they read the same input, bias and residual folded in."""
 
-import os
+from os.path import commonpath
 from typing import Any
 
 from ..ir.params import ParameterStore
@@ -30,7 +30,9 @@ def fuse_linear(op: Any, rewriter: Any) -> bool:
     if parameter_symbol(weight) is None or len(shape_of(weight) or ()) != 2:
         return False
     keywords = {} if shape_of(bias) is None else {"bias": bias}
-    rewriter.replace_op(op, build(LinearOp, rewriter, op, x, weight, op.operation.results[0].type, **keywords).operation)
+    rewriter.replace_op(
+        op, build(LinearOp, rewriter, op, x, weight, op.operation.results[0].type, **keywords).operation
+    )
     return True
 
 
@@ -47,7 +49,12 @@ def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     def fuse_addmm(op: Any, rewriter: Any) -> bool:
         """`aten.addmm(bias, x, W [K, N])` -> `lutra.linear(x, W^T, bias)` (GPT-2's Conv1D)."""
         bias, x, weight, beta, alpha = op.operation.operands
-        if parameter_symbol(weight) is None or constant(beta) != 1 or constant(alpha) != 1 or len(shape_of(bias) or ()) != 1:
+        if (
+            parameter_symbol(weight) is None
+            or constant(beta) != 1
+            or constant(alpha) != 1
+            or len(shape_of(bias) or ()) != 1
+        ):
             return False
         transposed = _transposed(store, op, rewriter, weight)
         new = build(LinearOp, rewriter, op, x, transposed, op.operation.results[0].type, bias=bias)
@@ -102,7 +109,7 @@ def merge_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     def merge_linears(op: Any, rewriter: Any) -> bool:
         """All plain linears that read `op`'s input -> one linear over their weights, stacked, and a `lutra.split` each."""
         group = [user for user in _siblings(op) if _mergeable(user, op)]
-        if len(group) < 2 or not group[0] == op.operation:
+        if len(group) < 2 or group[0] != op.operation:
             return False
         symbols = [parameter_symbol(linear.operands[1]) for linear in group]
         biases = [parameter_symbol(linear.opview.bias) if linear.opview.bias is not None else None for linear in group]
@@ -121,7 +128,9 @@ def merge_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
         start = 0
         parts = []
         for linear, size in zip(group, sizes, strict=True):
-            parts.append(build(SplitOp, rewriter, op, merged, start, linear.results[0].type, path="|".join(paths(linear))))
+            parts.append(
+                build(SplitOp, rewriter, op, merged, start, linear.results[0].type, path="|".join(paths(linear)))
+            )
             start += size
         for linear, part in zip(group, parts, strict=True):
             rewriter.replace_op(linear, part.operation)
@@ -152,14 +161,16 @@ def _mergeable(user: Any, op: Any) -> bool:
     )
 
 
-def _stacked(store: ParameterStore, symbols: list[Any], op: Any, rewriter: Any, shape: tuple[int, ...], like: Any) -> Any:
+def _stacked(
+    store: ParameterStore, symbols: list[Any], op: Any, rewriter: Any, shape: tuple[int, ...], like: Any
+) -> Any:
     name = store.stack(stacked_name(symbols), symbols)
     return build(ParamOp, rewriter, op, name, vtensor(shape, like)).out
 
 
 def stacked_name(symbols: list[str]) -> str:
     """`a.q_proj.weight`, `a.k_proj.weight` -> `a.{q_proj,k_proj}.weight`."""
-    prefix = os.path.commonprefix([s.rsplit(".", 2)[0] + "." if s.count(".") > 1 else "" for s in symbols])
+    prefix = commonpath([s.rsplit(".", 2)[0] + "." if s.count(".") > 1 else "" for s in symbols])
     prefix = prefix[: prefix.rfind(".") + 1]
     suffixes = {s.rsplit(".", 1)[-1] for s in symbols}
     if len(suffixes) == 1 and all(s.startswith(prefix) for s in symbols):

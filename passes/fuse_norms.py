@@ -2,7 +2,16 @@
 
 from typing import Any
 
-from ..ir.rewriting import LayerNormOp, RmsNormOp, build, constant, constant_list, defined_by, parameter_symbol, shape_of
+from ..ir.rewriting import (
+    LayerNormOp,
+    RmsNormOp,
+    build,
+    constant,
+    constant_list,
+    defined_by,
+    parameter_symbol,
+    shape_of,
+)
 
 
 def _uncast(value: Any) -> Any:

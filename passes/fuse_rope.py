@@ -25,7 +25,11 @@ def _halves(value: Any) -> Any | None:
 def _table(value: Any) -> Any | None:
     """The `[B, S, D]` table behind its `unsqueeze(1)`."""
     op = defined_by(value, "aten.unsqueeze")
-    return op.operands[0] if op is not None and constant(op.operands[1]) == 1 and len(shape_of(op.operands[0]) or ()) == 3 else None
+    return (
+        op.operands[0]
+        if op is not None and constant(op.operands[1]) == 1 and len(shape_of(op.operands[0]) or ()) == 3
+        else None
+    )
 
 
 def fuse_rope(op: Any, rewriter: Any) -> bool:

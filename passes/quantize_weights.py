@@ -1,7 +1,7 @@
 """`quantize-weights`: weights of selected linears become low-bit codes with a scale per group.
 
-    %w = lutra.param {sym = "a.weight"} : [N, K] f32               %w = lutra.param {sym = "a.weight@s4g128"} : !lutra.quantized<N, K, 4, 128>
-    %y = lutra.linear(%x, %w)                                =>    %y = lutra.linear(%x, %w)
+%w = lutra.param {sym = "a.weight"} : [N, K] f32               %w = lutra.param {sym = "a.weight@s4g128"} : !lutra.quantized<N, K, 4, 128>
+%y = lutra.linear(%x, %w)                                =>    %y = lutra.linear(%x, %w)
 """
 
 from dataclasses import dataclass
@@ -53,11 +53,15 @@ class QuantizeWeights:
     @property
     def format(self) -> WeightFormat:
         """The weight format that the parameters describe."""
-        return WeightFormat(self.bits, PER_CHANNEL if self.group_size == "channel" else int(self.group_size), self.scheme)
+        return WeightFormat(
+            self.bits, PER_CHANNEL if self.group_size == "channel" else int(self.group_size), self.scheme
+        )
 
     def run(self, graph: Graph, context: PassContext) -> None:
         """Quantise every selected linear whose weight is still a floating-point parameter."""
-        linears = [op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None]
+        linears = [
+            op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None
+        ]
         offered = [Candidate(path, "linear", _part_shape(op)) for op in linears for path in paths(op) or ("",)]
         chosen = {c.path for c in context.select(offered)}
         del linears  # handles do not outlive a rewrite
@@ -125,7 +129,9 @@ def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
             rewriter.replace_op(user, part.operation)
         else:
             gate = user.opview
-            new = build(GatedMlpOp, rewriter, gate, linears[0].out, gate.activation.value, gate.out.type, up=linears[1].out)
+            new = build(
+                GatedMlpOp, rewriter, gate, linears[0].out, gate.activation.value, gate.out.type, up=linears[1].out
+            )
             rewriter.replace_op(user, new.operation)
     rewriter.erase_op(op)
     return True

@@ -33,7 +33,9 @@ def round_to_nearest(weight: torch.Tensor, format_: WeightFormat, range_search: 
     return QuantizedWeight(codes, scales, zeros, format_)
 
 
-def _quantize(block: torch.Tensor, format_: WeightFormat, search: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _quantize(
+    block: torch.Tensor, format_: WeightFormat, search: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Codes uint8, scales float16, zero points float16 or None for `block [rows, groups, columns]`."""
     if format_.scheme == "asymmetric":
         low, high = block.amin(-1, keepdim=True), block.amax(-1, keepdim=True)
@@ -62,7 +64,7 @@ def _quantize(block: torch.Tensor, format_: WeightFormat, search: bool) -> tuple
 
 def _default_shrink(format_: WeightFormat) -> float | None:
     """None stands for a scale from the mean magnitude: what 1-bit (+-mean) and ternary (BitNet b1.58's absmean) weights take."""
-    return None if format_.scheme == "ternary" or format_.bits == 1 and format_.scheme == "symmetric" else 1.0
+    return None if format_.scheme == "ternary" or (format_.bits == 1 and format_.scheme == "symmetric") else 1.0
 
 
 def _scale(

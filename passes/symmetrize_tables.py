@@ -47,7 +47,9 @@ class SymmetrizeTables:
     def run(self, graph: Graph, context: PassContext) -> None:
         """Rewrite every selected quantised linear."""
         linears = [op for op in graph.operations if isinstance(op, LinearOp) and quantized_format(op.weight.type)]
-        candidates = [Candidate(p, "linear", quantized_format(op.weight.type)[:2]) for op in linears for p in paths(op) or ("",)]
+        candidates = [
+            Candidate(p, "linear", quantized_format(op.weight.type)[:2]) for op in linears for p in paths(op) or ("",)
+        ]
         chosen = {c.path for c in context.select(candidates)}
         del linears
 
@@ -66,7 +68,11 @@ class SymmetrizeTables:
         """The table of `op`'s input: the one that is there when it stands before `op`, or a new one."""
         half = self.table == "half"
         for user in users(op.x):
-            if user.name == "lutra.table" and bool(user.attributes["half"].value) == half and user.is_before_in_block(op.operation):
+            if (
+                user.name == "lutra.table"
+                and bool(user.attributes["half"].value) == half
+                and user.is_before_in_block(op.operation)
+            ):
                 return user.results[0]
         shape = shape_of(op.x)
         k = quantized_format(op.weight.type)[1]

@@ -11,7 +11,14 @@ from ..ir.errors import RecipeError, did_you_mean
 FACTS = ("batch", "sequence", "cores", "avx2", "avx512", "neon")
 """Names a condition may use: graph sizes (a symbolic size is a free symbol) and 0/1 hardware facts, `cores` a count."""
 
-_COMPARE = {ast.Lt: sympy.Lt, ast.LtE: sympy.Le, ast.Gt: sympy.Gt, ast.GtE: sympy.Ge, ast.Eq: sympy.Eq, ast.NotEq: sympy.Ne}
+_COMPARE = {
+    ast.Lt: sympy.Lt,
+    ast.LtE: sympy.Le,
+    ast.Gt: sympy.Gt,
+    ast.GtE: sympy.Ge,
+    ast.Eq: sympy.Eq,
+    ast.NotEq: sympy.Ne,
+}
 _ARITHMETIC = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,

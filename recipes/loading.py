@@ -56,7 +56,9 @@ def load_recipe(
     return ResolvedRecipe(recipe.name, recipe.description, steps)
 
 
-def _with_parents(source: RecipeSource, seen: tuple[str, ...]) -> tuple[Recipe, _Document, list[tuple[_Document, int, Any]]]:
+def _with_parents(
+    source: RecipeSource, seen: tuple[str, ...]
+) -> tuple[Recipe, _Document, list[tuple[_Document, int, Any]]]:
     """The recipe with the variables of its parents, and all entries, parents' first."""
     document = _document(source)
     if document.label in seen:
@@ -121,7 +123,9 @@ def _validate(document: _Document) -> Recipe:
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as error:
-        raise RecipeError(_explain(error, document, (), [f.alias or n for n, f in Recipe.model_fields.items()])) from None
+        raise RecipeError(
+            _explain(error, document, (), [f.alias or n for n, f in Recipe.model_fields.items()])
+        ) from None
 
 
 def _explain(error: ValidationError, document: _Document, prefix: tuple[str | int, ...], known: list[str]) -> str:
@@ -139,7 +143,9 @@ def _explain(error: ValidationError, document: _Document, prefix: tuple[str | in
     return "\n".join(messages)
 
 
-def _step(document: _Document, index: int, entry: Mapping[str, Any], values: Mapping[str, Any], passes: Mapping[str, type]) -> Step:
+def _step(
+    document: _Document, index: int, entry: Mapping[str, Any], values: Mapping[str, Any], passes: Mapping[str, type]
+) -> Step:
     where: tuple[str | int, ...] = ("passes", index)
     if len(entry) != 1:
         raise RecipeError(f"{document.where(where)}: an entry names one pass, got {', '.join(entry) or 'none'}")
@@ -155,7 +161,9 @@ def _step(document: _Document, index: int, entry: Mapping[str, Any], values: Map
         for key in body:
             if key not in parameters:
                 place = document.where((*where, name, key))
-                raise RecipeError(f"{place}: pass {name!r} has no parameter {key!r}: {did_you_mean(key, [*parameters, *_COMMON])}")
+                raise RecipeError(
+                    f"{place}: pass {name!r} has no parameter {key!r}: {did_you_mean(key, [*parameters, *_COMMON])}"
+                )
         instance = TypeAdapter(passes[name]).validate_python(body)
         selector = Selector(keys.select or {})
         when = Condition.parse(keys.when) if keys.when is not None else None

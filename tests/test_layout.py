@@ -23,10 +23,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {"torch_mlir": "ir", "tvm": "codegen", "tvm_ffi": "codegen"}
 SOURCES = sorted(
-    path
-    for folder in MAY_IMPORT
-    for path in (ROOT / folder).rglob("*.py")
-    if "__pycache__" not in path.parts
+    path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts
 )
 
 
@@ -52,7 +49,9 @@ def test_every_folder_with_code_is_in_the_package_list():
         if not path.relative_to(ROOT).parts[0].startswith(".") and "__pycache__" not in path.parts
     }
     expected = {
-        ".".join(("lutra", *folder.parts)) for folder in folders if not folder.parts or folder.parts[0] not in NOT_PACKAGED
+        ".".join(("lutra", *folder.parts))
+        for folder in folders
+        if not folder.parts or folder.parts[0] not in NOT_PACKAGED
     }
     assert listed == expected
 

@@ -31,7 +31,7 @@ def _keep_composites() -> Iterator[None]:
     from torch._export.utils import _special_op_to_preserve_cia
     from torch.export import exported_program
 
-    keep = {op: _special_op_to_preserve_cia for op in KEPT_COMPOSITES}
+    keep = dict.fromkeys(KEPT_COMPOSITES, _special_op_to_preserve_cia)
     with exported_program._override_composite_implicit_decomp(keep):
         yield
 

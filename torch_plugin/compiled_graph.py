@@ -80,5 +80,6 @@ class CompiledGraph:
             self._others[key] = (tensors, self._build(replace(self.graph, store=store)))
         return self._others[key][1]
 
+
 def _version(tensor: torch.Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version

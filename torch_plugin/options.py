@@ -18,7 +18,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
-    recipe: str | Path | dict[str, Any] | Recipe = Field("none", description="library name, path, YAML text, dict or Recipe")
+    recipe: str | Path | dict[str, Any] | Recipe = Field(
+        "none", description="library name, path, YAML text, dict or Recipe"
+    )
     vars: dict[str, Any] = Field({}, description="overrides of the recipe's variables")
     strict: bool = Field(False, description="an operator without a lowering is an error instead of a torch call")
     dump: Path | None = Field(None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)")
@@ -60,4 +62,6 @@ class Options(BaseModel):
 
     def fingerprint(self) -> str:
         """Equal for equal options: graphs of one model compiled under it share their packed weights."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.model_dump(mode="json"), sort_keys=True, default=str).encode()
+        ).hexdigest()

@@ -29,7 +29,11 @@ def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[st
 
 def _nan_like(tensor: torch.Tensor) -> torch.Tensor:
     """A tensor of NaN with `tensor`'s shape, strides and dtype over a buffer shared by all that need no larger one."""
-    size = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+    size = (
+        1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.numel()
+        else 0
+    )
     filler = _fillers.get(tensor.dtype)
     if filler is None or filler.numel() < size:
         filler = _fillers[tensor.dtype] = torch.full((size,), float("nan"), dtype=tensor.dtype, device=tensor.device)
