@@ -1,10 +1,10 @@
 """What passes need from MLIR: a pattern driver, matchers for constants, and builders for `lutra` operations.
 
-A pattern is a function `(op, rewriter) -> bool` that returns True when it rewrote. Handles of operations and values must not
-outlive the pattern call: keep names, not handles.
+A pattern is a function `(op, rewriter) -> bool` that returns True when it rewrote. Handles of operations and values
+must not outlive the pattern call: keep names, not handles.
 
-An operation made from several modules' operations (q/k/v in one linear) carries all their paths in `lutra.path`, joined with "|",
-in the order of its parts.
+An operation made from several modules' operations (q/k/v in one linear) carries all their paths in `lutra.path`,
+joined with "|", in the order of its parts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,18 +59,18 @@ Value = Any
 
 def apply_patterns(graph: Graph, patterns: Mapping[str, Sequence[Pattern]], report: Callable[[str], None]) -> None:
     """Apply `patterns` (by operation name) greedily to a fixed point; `report(pattern name)` is called per rewrite."""
-    patterns_set = RewritePatternSet()
-    for name, functions in patterns.items():
-        for function in functions:
-
-            def adapter(op: Any, rewriter: Any, function: Pattern = function) -> bool:
-                changed = function(op, rewriter)
-                if changed:
-                    report(function.__name__.lstrip("_"))
-                return not changed  # the driver's convention: true means "no match"
-
-            patterns_set.add(name, adapter)
     with graph.module.context:
+        patterns_set = RewritePatternSet()
+        for name, functions in patterns.items():
+            for function in functions:
+
+                def adapter(op: Any, rewriter: Any, function: Pattern = function) -> bool:
+                    changed = function(op, rewriter)
+                    if changed:
+                        report(function.__name__.lstrip("_"))
+                    return not changed  # the driver's convention: true means "no match"
+
+                patterns_set.add(name, adapter)
         apply_patterns_and_fold_greedily(graph.module, patterns_set.freeze())
 
 
@@ -152,7 +152,8 @@ def paths(op: Any) -> tuple[str, ...]:
 
 
 def build(cls: type, rewriter: Any, at: Any, *arguments: Any, path: str | None = None, **keywords: Any) -> Any:
-    """A new operation of `cls` before `at`; Python numbers, bools and strings become attributes; `lutra.path` follows `at`."""
+    """A new operation of `cls` before `at`; Python numbers, bools and strings become attributes; `lutra.path` follows
+    `at`."""
     with rewriter.ip, at.location:
         op = cls(*map(_attribute, arguments), **{key: _attribute(value) for key, value in keywords.items()})
     label = path if path is not None else "|".join(paths(at))
