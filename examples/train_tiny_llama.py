@@ -2,8 +2,8 @@
 
     python examples/train_tiny_llama.py --minutes 40 --output tests/assets/tiny-llama
 
-The corpus is found through `sysconfig`, nothing is downloaded. Files are split by a hash of their path: every 25th file is
-held out. Time, not steps, drives the schedule, so that a run always ends with a fully annealed model.
+The corpus is found through `sysconfig`, nothing is downloaded. Files are split by a hash of their path: every 25th
+file is held out. Time, not steps, drives the schedule, so that a run always ends with a fully annealed model.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def corpus(root: Path) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """`(training, held out)` as (relative path, text), split by file; tests, vendored packages and data tables are left out."""
+    """`(training, held out)` as (relative path, text), split by file; no tests, vendored packages or data tables."""
     training, held_out = [], []
     skipped = {
         "site-packages",
@@ -89,7 +89,7 @@ def model_config() -> LlamaConfig:
 
 @torch.no_grad()
 def held_out_perplexity(model: torch.nn.Module, tokens: torch.Tensor, windows: int | None = None) -> float:
-    """exp(mean negative log-likelihood) over non-overlapping windows of `WINDOW` tokens, each token predicted inside its window."""
+    """exp(mean negative log-likelihood) over non-overlapping windows of `WINDOW` tokens."""
     total, count = 0.0, 0
     chunks = list(tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW))[:windows]
     for chunk in chunks:
@@ -160,10 +160,11 @@ def main(
     model = LlamaForCausalLM(model_config())
     size = sum(p.numel() for p in model.parameters())
     print(
-        f"{len(training)} files, {len(tokens):,} tokens; held out {len(held_out)} files, {len(held_tokens):,} tokens; {size:,} parameters"
+        f"{len(training)} files, {len(tokens):,} tokens; held out {len(held_out)} files, {len(held_tokens):,} tokens; "
+        f"{size:,} parameters"
     )
     train(model, tokens, minutes, batch, length, learning_rate)
-    model = model.to(torch.bfloat16).eval()
+    model.bfloat16().eval()
     model.save_pretrained(output)
     perplexity = held_out_perplexity(model.float(), held_tokens)
     sample = complete(model, tokenizer, "def read_file(path):\n    ")

@@ -1,9 +1,9 @@
 """The `lutra` dialect: operations that say *what* is computed, at the level at which a paper would.
 
-Operands and results are `!torch.vtensor` values, except weights in low-bit form, whose type `!lutra.quantized` carries
-shape and format. Every operation has one reference semantics in `reference.py`; the docstrings give the formula. Shapes:
-B batch, S query positions, L key positions, H query heads, G key/value heads (G divides H), D head size, K input and
-N output features.
+Operands and results are `!torch.vtensor` values, except weights in low-bit form, whose type `!lutra.quantized`
+carries shape and format. Every operation has one reference semantics in `reference.py`; the docstrings give the
+formula. Shapes: B batch, S query positions, L key positions, H query heads, G key/value heads (G divides H), D head
+size, K input and N output features.
 """
 
 # No `from __future__ import annotations` here: the base class reads the annotations as types.
@@ -23,7 +23,7 @@ class Lutra(ext.Dialect, name="lutra"):
 
 
 class QuantizedType(Lutra.Type, name="quantized"):
-    """`!lutra.quantized<n, k, bits, group_size, scheme>`: a weight `[n, k]` in the `WeightFormat` of the other parameters."""
+    """`!lutra.quantized<n, k, bits, group_size, scheme>`: weight `[n, k]` in the `WeightFormat` of the rest."""
 
     n: IntegerAttr
     k: IntegerAttr
@@ -33,11 +33,11 @@ class QuantizedType(Lutra.Type, name="quantized"):
 
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-"""Activation functions of `lutra.gated_mlp`: PyTorch's `silu`, `gelu` (erf form), `gelu(approximate="tanh")`, `relu`."""
+"""What `lutra.gated_mlp` may apply: PyTorch's `silu`, `gelu` (erf form), `gelu(approximate="tanh")`, `relu`."""
 
 
 def _verifier(check: Callable[[Any], str | None]) -> Callable[[Any], bool]:
-    """Turn `check(op) -> complaint | None` into the method that MLIR calls; missing attributes become a complaint too."""
+    """Turn `check(op) -> complaint | None` into the method that MLIR calls; a missing attribute is a complaint too."""
 
     def verify_invariants(op: Any) -> bool:
         view = op.opview if isinstance(op, Operation) else op
@@ -92,7 +92,7 @@ def _check_linear(op: Any, in_features: int | None) -> str | None:
 
 
 class ParamOp(Lutra.Operation, name="param", traits=[Pure]):
-    """A parameter or buffer of the model: `out = store[sym]`, a `!torch.vtensor` or (derived) a `!lutra.quantized` weight."""
+    """A parameter or buffer of the model: `out = store[sym]`, a `!torch.vtensor` or a `!lutra.quantized` weight."""
 
     sym: StringAttr
     out: Result[Any]
@@ -101,8 +101,9 @@ class ParamOp(Lutra.Operation, name="param", traits=[Pure]):
 class LinearOp(Lutra.Operation, name="linear", traits=[Pure]):
     """`out[..., N] = x[..., K] @ weight[N, K]^T (+ bias[N]) (+ residual[..., N])`.
 
-    `weight` is a tensor or `!lutra.quantized`. Float weights: product rounded to x's dtype, then bias and residual are added, as
-    torch does. Quantised: evaluated in float32 with `s * (q - z)` and rounded once; a lowering may quantise x to int8 per group."""
+    `weight` is a tensor or `!lutra.quantized`. Float weights: product rounded to x's dtype, then bias and residual
+    are added, as torch does. Quantised: evaluated in float32 with `s * (q - z)` and rounded once; a lowering may
+    quantise x to int8 per group."""
 
     x: Operand[Any]
     weight: Operand[Any]
@@ -114,10 +115,11 @@ class LinearOp(Lutra.Operation, name="linear", traits=[Pure]):
 
 
 class TableOp(Lutra.Operation, name="table", traits=[Pure]):
-    """Lookup tables of an activation (PAPERS.md section 1): per 4 consecutive columns the signed sums of all sign patterns.
+    """Lookup tables of an activation (PAPERS.md section 1): the signed sums of 4 consecutive columns, all patterns.
 
-    `out[..., t, w] = sum_k (2 * bit_k(w) - 1) * x[..., 4 t + k]`, float32; K is zero-padded to a multiple of 4. `half`: only the 8
-    patterns with the top bit clear are stored, since `T[w] = -T[~w]`. A lowering may store int8 entries with a scale per group."""
+    `out[..., t, w] = sum_k (2 * bit_k(w) - 1) * x[..., 4 t + k]`, float32; K is zero-padded to a multiple of 4.
+    `half`: only the 8 patterns with the top bit clear are stored, since `T[w] = -T[~w]`. A lowering may store int8
+    entries with a scale per group."""
 
     x: Operand[Any]
     half: IntegerAttr
@@ -137,10 +139,11 @@ class TableOp(Lutra.Operation, name="table", traits=[Pure]):
 
 
 class TableLinearOp(Lutra.Operation, name="table_linear", traits=[Pure]):
-    """A quantised linear whose x is given by its tables: `out = sum_i p_i * (s/2) * T[planes_i] - (s/2) z' sum(x) (+ bias) (+ residual)`.
+    """A quantised linear whose x is given by its tables.
 
-    Planes, their weights p_i and z' as in `quantization.py`; sum(x) is read off the tables. Bit-exact with `lutra.linear` on the same
-    weight in exact arithmetic."""
+    `out = sum_i p_i * (s/2) * T[planes_i] - (s/2) z' sum(x) (+ bias) (+ residual)`.
+    Planes, their weights p_i and z' as in `quantization.py`; sum(x) is read off the tables. Bit-exact with
+    `lutra.linear` on the same weight in exact arithmetic."""
 
     table: Operand[Any]
     weight: Operand[Any]
@@ -164,7 +167,7 @@ class TableLinearOp(Lutra.Operation, name="table_linear", traits=[Pure]):
 class RmsNormOp(Lutra.Operation, name="rms_norm", traits=[Pure]):
     """`out = x / sqrt(mean(x^2, -1) + eps) * weight`, statistics in float32 (Zhang and Sennrich 2019, equation 4).
 
-    `round_before_weight`: the normalised x is rounded to the weight's dtype before it is multiplied (Llama), else after."""
+    `round_before_weight`: the normalised x is rounded to the weight's dtype before the product (Llama), else after."""
 
     x: Operand[Any]
     weight: Operand[Any]
@@ -261,8 +264,8 @@ class SplitOp(Lutra.Operation, name="split", traits=[Pure]):
 class KvUpdateOp(Lutra.Operation, name="kv_update", traits=[Pure]):
     """Write new keys or values into a cache: `out = cache; out[:, :, positions, :] = new`.
 
-    cache `[B, G, L, D]`, new `[B, G, S, D]`, positions int64 `[S]`. A value in the IR; lowered in place when the cache is an argument
-    that the graph mutates or a tensor with no other use, so that no cache is ever copied."""
+    cache `[B, G, L, D]`, new `[B, G, S, D]`, positions int64 `[S]`. A value in the IR; lowered in place when the
+    cache is an argument that the graph mutates or a tensor with no other use, so that no cache is ever copied."""
 
     cache: Operand[Any]
     new: Operand[Any]
@@ -284,8 +287,9 @@ class KvUpdateOp(Lutra.Operation, name="kv_update", traits=[Pure]):
 class AttentionOp(Lutra.Operation, name="attention", traits=[Pure]):
     """`out = softmax(scale * q k^T + mask) v` per head, query head h reading key/value head `h * G // H`.
 
-    q `[B, H, S, D]`, k and v `[B, G, L, D]`; mask bool (True = attend) or additive, broadcastable to `[B, H, S, L]`. `causal`: query i sees
-    keys j <= i (top-left aligned, as torch's `is_causal`). `merge_heads`: the result is `[B, S, H * D]`, else `[B, H, S, D]`."""
+    q `[B, H, S, D]`, k and v `[B, G, L, D]`; mask bool (True = attend) or additive, broadcastable to `[B, H, S, L]`.
+    `causal`: query i sees keys j <= i (top-left aligned, as torch's `is_causal`). `merge_heads`: the result is
+    `[B, S, H * D]`, else `[B, H, S, D]`."""
 
     q: Operand[Any]
     k: Operand[Any]

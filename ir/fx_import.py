@@ -1,8 +1,9 @@
 """FX graphs (from AOTAutograd, functional, fake tensors in `meta["val"]`) to MLIR.
 
-Three things differ from torch-mlir's stock importer. Placeholders that are parameters become `lutra.param` operations, so that the
-function's arguments are what changes from call to call. In-place updates of arguments (`aten.copy_` at the end of the graph) become
-additional results and a mutation map. Every operation carries its module path, as the attribute `lutra.path` and as a named location.
+Three things differ from torch-mlir's stock importer. Placeholders that are parameters become `lutra.param`
+operations, so that the function's arguments are what changes from call to call. In-place updates of arguments
+(`aten.copy_` at the end of the graph) become additional results and a mutation map. Every operation carries its
+module path, as the attribute `lutra.path` and as a named location.
 """
 
 import operator
@@ -28,7 +29,7 @@ PARAMETER_META = "lutra.param"
 
 
 def module_path(node: fx.Node) -> str:
-    """Dotted path of the module whose forward made `node` (`model.layers.0.mlp`), or "" for the root or when unknown."""
+    """Dotted path of the module whose forward made `node` (`model.layers.0.mlp`); "" for the root or unknown."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack")
     if not stack:
         return ""
@@ -81,8 +82,9 @@ def import_graph(
     names: Sequence[str],
     phase: Phase,
 ) -> Graph:
-    """Import `gm` (modified in the course). `parameters`: placeholder index -> name in `store`; `names`: of all placeholders.
+    """Import `gm` (modified in the course).
 
+    `parameters`: placeholder index -> name in `store`; `names`: of all placeholders.
     Raises `CaptureError` for constructs that MLIR's importer cannot express."""
     mutated = _strip_mutations(gm)
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
@@ -119,7 +121,7 @@ def import_graph(
 
 
 def _strip_mutations(gm: fx.GraphModule) -> dict[int, fx.Node]:
-    """Turn `copy_(placeholder, value)` into a result; returns {result index: placeholder}. Existing results keep their index."""
+    """Turn `copy_(placeholder, value)` into a result after the existing ones; returns {result index: placeholder}."""
     output = next(node for node in reversed(gm.graph.nodes) if node.op == "output")
     results = list(output.args[0]) if isinstance(output.args[0], tuple | list) else [output.args[0]]
     mutated: dict[int, fx.Node] = {}
@@ -147,7 +149,7 @@ def _to_parameter(gm: fx.GraphModule, node: fx.Node, name: str) -> None:
 
 
 def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
-    """Tensors that tracing lifted into the graph become parameters, named by content so that all graphs agree on the name."""
+    """Tensors that tracing lifted into the graph become parameters, named by content: all graphs then agree."""
     for node in gm.graph.nodes:
         if node.op != "get_attr" or PARAMETER_META in node.meta:
             continue
@@ -162,7 +164,7 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
 
 
 def _rewrite_symbolic_arithmetic(gm: fx.GraphModule) -> None:
-    """`x // n` on symbolic sizes arrives as `operator.floordiv`, which the importer knows; `pow` with a small exponent does not."""
+    """Write `pow` of a symbolic size with a small exponent, which the importer does not know, as products."""
     for node in list(gm.graph.nodes):
         if node.op == "call_function" and node.target in (pow, operator.pow) and isinstance(node.args[1], int):
             base, exponent = node.args
@@ -185,7 +187,7 @@ def _symbolic_shape(value: Any) -> tuple[sympy.Expr, ...]:
 
 
 def _symbol_ranges(nodes: Sequence[fx.Node]) -> dict[sympy.Symbol, tuple[int, int]]:
-    """Value range of every symbol that the arguments' sizes use; a greatest value beyond 2^62 stands for "unbounded"."""
+    """Value range of every symbol that the arguments' sizes use; 2^62 stands for "unbounded"."""
     ranges: dict[sympy.Symbol, tuple[int, int]] = {}
     for node in nodes:
         value = node.meta["val"]

@@ -12,9 +12,9 @@ Phase = Literal["prefill", "decode", "encode"]
 
 @dataclass(frozen=True)
 class GraphInput:
-    """Block argument of `@main`: `position` in the caller's argument list; `symbol` when it is a symbolic size (`!torch.int`).
+    """Block argument of `@main`: `position` in the caller's argument list.
 
-    `mutated` names an argument that the graph updates in place (a KV cache, a running statistic)."""
+    `symbol`: set for a symbolic size (`!torch.int`). `mutated`: the graph updates it in place (a KV cache)."""
 
     position: int
     name: str
@@ -26,10 +26,11 @@ class GraphInput:
 class Graph:
     """An MLIR module with one function `@main`, in any stage between import and code generation.
 
-    `inputs`: one per block argument, in order. `mutations`: result index of `@main` -> block-argument index that the result is written
-    to (those results are not returned to the caller). `parameter_positions`: position in the caller's argument list -> name of the
-    parameter that was passed there at capture. `input_shapes`: per block argument the symbolic shape (sympy expressions or
-    ints; () for a `!torch.int`). `symbol_ranges`: symbol -> (least, greatest) value."""
+    `inputs`: one per block argument, in order. `mutations`: result index of `@main` -> block-argument index that the
+    result is written to (those results are not returned to the caller). `parameter_positions`: position in the
+    caller's argument list -> name of the parameter that was passed there at capture. `input_shapes`: per block
+    argument the symbolic shape (sympy expressions or ints; () for a `!torch.int`). `symbol_ranges`: symbol -> (least,
+    greatest) value."""
 
     module: Any
     store: ParameterStore

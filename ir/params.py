@@ -1,9 +1,9 @@
 """Parameters of a model, shared by all its graphs: originals, derived forms and packed bytes under stable names.
 
-The IR names a parameter by its symbol (`lutra.param {sym = "model.layers.0.mlp.down_proj.weight"}`). A *derived* symbol such as
-`...weight@s4g128` stands for a computation over other symbols (quantise, transpose, concatenate) that runs when somebody asks for
-the value, and whose value is not kept unless it was *packed*: so a 1-billion-weight model is quantised one matrix at a time, and
-prefill and decode graphs share one packed copy.
+The IR names a parameter by its symbol (`lutra.param {sym = "model.layers.0.mlp.down_proj.weight"}`). A *derived*
+symbol such as `...weight@s4g128` stands for a computation over other symbols (quantise, transpose, concatenate) that
+runs when somebody asks for the value, and whose value is not kept unless it was *packed*: so a 1-billion-weight model
+is quantised one matrix at a time, and prefill and decode graphs share one packed copy.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,7 +36,7 @@ class ParameterStore:
     _released: set[str] = field(default_factory=set)
 
     def bind(self, name: str, tensor: torch.Tensor) -> None:
-        """Make `tensor` (a parameter or buffer of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
+        """Make `tensor` (of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
         if tensor.device.type == "meta":
             raise CaptureError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
@@ -44,7 +44,7 @@ class ParameterStore:
         self._originals[name] = tensor
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
-        """Define `name` as `compute(*values of sources)`; the same name must always mean the same computation. Returns `name`."""
+        """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""
         sources = tuple(sources)
         for source in sources:
             self._require(source)
@@ -52,7 +52,7 @@ class ParameterStore:
         return name
 
     def can_stack(self, names: Sequence[str]) -> bool:
-        """True when `names` are distinct original or derived tensors that share no memory with each other (no tied weights)."""
+        """True when `names` are distinct tensors that share no memory with each other (no tied weights)."""
         bound = [t for n in names if (t := self._originals.get(n)) is not None]
         return len({t.data_ptr() for t in bound}) == len(bound)
 
@@ -68,7 +68,7 @@ class ParameterStore:
         return self._stacks.get(name or "", ())
 
     def value(self, name: str) -> Value:
-        """The value of `name`, computed now if it is derived (and not kept); raises `CaptureError` when it was released."""
+        """The value of `name`, computed now if it is derived (and not kept); `CaptureError` when it was released."""
         if name in self._unpackers:
             return self._unpackers[name]()
         if name in self._originals or name in self._kept:
@@ -117,7 +117,7 @@ class ParameterStore:
         pack: Callable[[QuantizedWeight], list[torch.Tensor]],
         unpack: Callable[[list[torch.Tensor]], QuantizedWeight] | None = None,
     ) -> list[torch.Tensor]:
-        """The buffers of quantised `name` in `layout`, packed once for all graphs; `unpack` serves `value` from then on."""
+        """The buffers of quantised `name` in `layout`, packed once for all graphs; `unpack` then serves `value`."""
         key = (name, layout)
         if key not in self._packed:
             buffers = self._packed[key] = pack(self.quantized(name))
@@ -152,7 +152,7 @@ class ParameterStore:
         return set().union(*(self.sources(source) for source in self._derivations[name].sources))
 
     def release(self, keep: Iterable[str]) -> list[str]:
-        """Forget every original that `keep` (symbols still read as tensors) does not need; returns the names forgotten."""
+        """Forget every original that `keep` (symbols still read as tensors) does not need; returns their names."""
         needed = set(keep)
         for name in list(needed):
             if name not in self._originals:

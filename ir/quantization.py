@@ -1,7 +1,7 @@
 """What a quantised weight *is*: one description (`WeightFormat`) and its reference semantics in torch.
 
-A weight `W [N, K]` is split along K into groups of `group_size` columns and approximated as `W ~ s * (q - z)` with unsigned
-codes `q < 2**bits` (PAPERS.md section 1). The three schemes differ in the zero point `z` alone:
+A weight `W [N, K]` is split along K into groups of `group_size` columns and approximated as `W ~ s * (q - z)` with
+unsigned codes `q < 2**bits` (PAPERS.md section 1). The three schemes differ in the zero point `z` alone:
 
 ============  =====================  ====================================================================
 scheme        z                      levels
@@ -88,7 +88,7 @@ class WeightFormat:
 
 @dataclass
 class QuantizedWeight:
-    """Codes uint8 `[N, K]`, scales float16 `[N, K / group]`, zero points float16 of the same shape (asymmetric) or None."""
+    """Codes uint8 `[N, K]`, scales float16 `[N, K / group]`, zero points like scales (asymmetric) or None."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -118,7 +118,7 @@ def bit_planes(weight: QuantizedWeight) -> torch.Tensor:
 
 
 def symmetrized_zero_points(weight: QuantizedWeight) -> torch.Tensor | None:
-    """`z' = 2z + 1 - 2**bits` in float32 `[N, groups]`, or None where it is identically zero (symmetric and ternary)."""
+    """`z' = 2z + 1 - 2**bits` in float32 `[N, groups]`, or None where it is identically zero."""
     if weight.zero_points is None:
         return None
     return 2 * weight.zero_points.float() + 1 - 2**weight.format.bits

@@ -88,7 +88,7 @@ def verify(graph: Graph, stage: str) -> None:
         raise LutraError(f"the module is not valid after {stage!r}: {error}") from error
 
 
-# Reading ----------------------------------------------------------------------------------------------------------------
+# Reading --------------------------------------------------------------------------------------------------------------
 
 
 def name_of(value: Value) -> str:
@@ -148,12 +148,11 @@ def paths(op: Any) -> tuple[str, ...]:
     return tuple(ir.StringAttr(attributes[PATH_ATTRIBUTE]).value.split("|")) if PATH_ATTRIBUTE in attributes else ()
 
 
-# Building ---------------------------------------------------------------------------------------------------------------
+# Building -------------------------------------------------------------------------------------------------------------
 
 
 def build(cls: type, rewriter: Any, at: Any, *arguments: Any, path: str | None = None, **keywords: Any) -> Any:
-    """A new operation of `cls` before `at`; Python numbers, bools and strings become attributes; `lutra.path` follows
-    `at`."""
+    """A new operation of `cls` before `at`, with its `lutra.path`; Python numbers and strings become attributes."""
     with rewriter.ip, at.location:
         op = cls(*map(_attribute, arguments), **{key: _attribute(value) for key, value in keywords.items()})
     label = path if path is not None else "|".join(paths(at))
@@ -183,9 +182,9 @@ def shape_of(value: Value) -> tuple[int | None, ...] | None:
 
 
 def _attribute(value: Any) -> Any:
-    if isinstance(value, bool):
-        return ir.BoolAttr.get(value)
-    if isinstance(value, int):
+    if isinstance(
+        value, int
+    ):  # bools too: a false BoolAttr is falsy, and the dialect base takes it for a missing attribute
         return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), value)
     if isinstance(value, float):
         return ir.FloatAttr.get(ir.F64Type.get(), value)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Candidate:
-    """An operation that a pass could touch: module path, operator kind (`linear`, `attention`, ...), weight shape if it has one."""
+    """An operation that a pass could touch: module path, operator kind (`linear`, ...), weight shape if any."""
 
     path: str
     operator: str

@@ -1,4 +1,4 @@
-"""Python view of `!torch.vtensor` types: torch-mlir has no class for them, so their text is parsed, once per distinct type."""
+"""Python view of `!torch.vtensor` types: torch-mlir has no class for them, so their text is parsed (and cached)."""
 
 import re
 from dataclasses import dataclass

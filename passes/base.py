@@ -13,7 +13,7 @@ ALL_PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
 
 @dataclass
 class PassReport:
-    """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: (path, why) left alone."""
+    """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: (path, why)."""
 
     name: str
     origin: str = ""
@@ -35,8 +35,10 @@ class PassContext:
 
 
 class Pass(Protocol):
-    """A rewrite of one graph. Invariants: the module verifies before and after; running twice changes nothing more; only what the
-    selector takes is touched; at its neutral setting the output is identical."""
+    """A rewrite of one graph.
+
+    Invariants: the module verifies before and after; running twice changes nothing more;
+    only what the selector takes is touched; at its neutral setting the output is identical."""
 
     name: ClassVar[str]
     kind: ClassVar[Kind]

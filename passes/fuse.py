@@ -5,8 +5,8 @@
     ...                                                                 %2 = lutra.split(%1) {start = 0} ...
     %9 = aten.linear(%8, %wo)   %10 = aten.add(%x, %9)                  %10 = lutra.linear(%8, %wo, residual = %x)
 
-The rewrites stand in `fuse_*.py`, one file a subject; each leaves alone what deviates from its pattern. Values stay what they were, up to
-rounding inside a fused operation.
+The rewrites stand in `fuse_*.py`, one file a subject; each leaves alone what deviates from its pattern. Values stay
+what they were, up to rounding inside a fused operation.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ from ..ir.rewriting import AttentionOp, KvUpdateOp, build, constant, defined_by,
 
 
 def _ungrouped(value: Any) -> Any:
-    """Through `repeat_kv`: `view(clone(expand(unsqueeze(x, 2))))` -> x `[B, G, L, D]`; `value` itself when it is none."""
+    """Through `repeat_kv`: `view(clone(expand(unsqueeze(x, 2))))` -> x `[B, G, L, D]`; else `value` itself."""
     view = defined_by(value, "aten.view", "aten._unsafe_view", "aten.reshape")
     inner = view.operands[0] if view is not None else None
     clone = defined_by(inner, "aten.clone") if inner is not None else None

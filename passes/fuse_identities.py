@@ -1,4 +1,4 @@
-"""Operations that change nothing in value semantics: clones, casts to the same type, `+ 0`, `* 1`, views to the same shape."""
+"""Operations that change no value: clones, casts to the same type, `+ 0`, `* 1`, views to the same shape."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _RETURN = "func.return"
 
 
 def drop_identity(op: Any, rewriter: Any) -> bool:
-    """`op(x, ...)` with the type of x -> x. Not where the result leaves the graph: it must not alias an argument there."""
+    """`op(x, ...)` with the type of x -> x, except a result of the graph: it must not alias an argument."""
     source = op.operation.operands[0]
     if source.type != op.operation.results[0].type:
         return False

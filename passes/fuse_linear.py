@@ -107,7 +107,7 @@ def merge_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     """Patterns that merge linears over one input, `store` receiving the merged weights."""
 
     def merge_linears(op: Any, rewriter: Any) -> bool:
-        """All plain linears that read `op`'s input -> one linear over their weights, stacked, and a `lutra.split` each."""
+        """All plain linears that read `op`'s input -> one linear over their stacked weights, a `lutra.split` each."""
         group = [user for user in _siblings(op) if _mergeable(user, op)]
         if len(group) < 2 or group[0] != op.operation:
             return False

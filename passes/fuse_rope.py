@@ -1,4 +1,4 @@
-"""Rotary position embedding, `x * cos + rotate_half(x) * sin`, to `lutra.rope` over cos and sin tables that all layers share."""
+"""Rotary embedding, `x * cos + rotate_half(x) * sin`, to `lutra.rope` over tables that all layers share."""
 
 from typing import Any
 

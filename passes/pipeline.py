@@ -18,8 +18,9 @@ def run_passes(
 ) -> list[PassReport]:
     """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `when`, `allow_empty`, `origin`), run in order.
 
-    `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises `SelectorError` when a
-    selector takes none of the operations that its pass offers; an operation already handled by an earlier entry is still offered."""
+    `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises
+    `SelectorError` when a selector takes none of the operations that its pass offers; an operation already handled by
+    an earlier entry is still offered."""
     reports = []
     for step in steps:
         if graph.phase not in (step.phases or step.pass_.phases) or graph.phase not in step.pass_.phases:
@@ -34,8 +35,8 @@ def run_passes(
             if candidates and not chosen and not step.allow_empty:
                 paths = ", ".join(sorted({c.path for c in candidates})[:5])
                 raise SelectorError(
-                    f"{step.origin}: select {step.selector} of pass {step.pass_.name!r} matches nothing in the {graph.phase} graph; "
-                    f"modules there: {paths}, ... (allow_empty: true if that is meant)"
+                    f"{step.origin}: select {step.selector} of pass {step.pass_.name!r} matches nothing "
+                    f"in the {graph.phase} graph; modules there: {paths}, ... (allow_empty: true if that is meant)"
                 )
             return chosen
 

@@ -1,7 +1,7 @@
 """`quantize-weights`: weights of selected linears become low-bit codes with a scale per group.
 
-%w = lutra.param {sym = "a.weight"} : [N, K] f32               %w = lutra.param {sym = "a.weight@s4g128"} : !lutra.quantized<N, K, 4, 128>
-%y = lutra.linear(%x, %w)                                =>    %y = lutra.linear(%x, %w)
+%w = lutra.param {sym = "a.weight"} : [N, K]           %w = lutra.param {sym = "a.weight@s4g128"} : !lutra.quantized
+%y = lutra.linear(%x, %w)                        =>    %y = lutra.linear(%x, %w)
 """
 
 from dataclasses import dataclass
@@ -34,8 +34,9 @@ from .rounding import round_to_nearest
 class QuantizeWeights:
     """Group quantisation of linear weights (PAPERS.md section 1; formats in `ir/quantization.py`).
 
-    bits: 1, 2, 3, 4 or 8. group_size: input columns a scale, 32, 64, 128, 256 or "channel". scheme: symmetric, asymmetric or
-    ternary. method: `rtn`, round to nearest, data-free. range_search: try narrower ranges per group for the least squared error."""
+    bits: 1, 2, 3, 4 or 8. group_size: input columns a scale, 32, 64, 128, 256 or "channel". scheme: symmetric,
+    asymmetric or ternary. method: `rtn`, round to nearest, data-free. range_search: try narrower ranges per group for
+    the least squared error."""
 
     name: ClassVar[str] = "quantize-weights"
     kind: ClassVar[Kind] = "weight-static"

@@ -1,7 +1,7 @@
 """Round-to-nearest quantisation of a weight matrix, with optional search of each group's range.
 
-Scales are rounded to float16, their stored form, before codes are computed, so that codes are nearest to what kernels use. Work goes
-row block by row block: memory stays bounded and the block in cache.
+Scales are rounded to float16, their stored form, before codes are computed, so that codes are nearest to what kernels
+use. Work goes row block by row block: memory stays bounded and the block in cache.
 """
 
 import torch
@@ -14,8 +14,9 @@ _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
 
 
 def round_to_nearest(weight: torch.Tensor, format_: WeightFormat, range_search: bool = False) -> QuantizedWeight:
-    """Quantise `weight [N, K]` (floating point). `range_search`: per group, the range of `_SHRINK` with the least squared error.
+    """Quantise `weight [N, K]` (floating point).
 
+    `range_search`: per group, the range of `_SHRINK` with the least squared error.
     Raises `QuantizationError` when the groups do not divide K."""
     n, k = weight.shape
     groups = format_.groups(k)
@@ -63,7 +64,7 @@ def _quantize(
 
 
 def _default_shrink(format_: WeightFormat) -> float | None:
-    """None stands for a scale from the mean magnitude: what 1-bit (+-mean) and ternary (BitNet b1.58's absmean) weights take."""
+    """None: a scale from the mean magnitude, which 1-bit (+-mean) and ternary (BitNet b1.58's absmean) take."""
     return None if format_.scheme == "ternary" or (format_.bits == 1 and format_.scheme == "symmetric") else 1.0
 
 

@@ -1,10 +1,11 @@
-"""`symmetrize-tables`: quantised linears on lookup tables, one table per activation, shared by all linears that read it.
+"""`symmetrize-tables`: quantised linears on lookup tables, one table per activation, shared by its readers.
 
     %q = lutra.linear(%x, %wq)                %t = lutra.table(%x) {half = true}
     %g = lutra.linear(%x, %wg)          =>    %q = lutra.table_linear(%t, %wq)
                                               %g = lutra.table_linear(%t, %wg)
 
-The re-interpretation of codes as sums of +-1 bit planes is exact (PAPERS.md section 1): no value changes in exact arithmetic.
+The re-interpretation of codes as sums of +-1 bit planes is exact (PAPERS.md section 1): no value changes in exact
+arithmetic.
 """
 
 from dataclasses import dataclass

@@ -45,7 +45,7 @@ class Condition:
         return Condition(text, _convert(tree, text))
 
     def holds(self, facts: Mapping[str, int]) -> bool:
-        """True when the condition is certain under `facts`; a fact that is unknown (a symbolic size) leaves it false."""
+        """True when the condition is certain under `facts`; an unknown one (a symbolic size) leaves it false."""
         value = self.expression.subs({sympy.Symbol(k, integer=True): v for k, v in facts.items()})
         return value == sympy.true or (value.is_number is True and bool(value != 0))
 

@@ -1,4 +1,7 @@
-"""From a name, a path, YAML text, a mapping or a `Recipe` to a `ResolvedRecipe`; every error names file, line and what would be right."""
+"""From a name, a path, YAML text, a mapping or a `Recipe` to a `ResolvedRecipe`.
+
+Every error names file, line and what would be right.
+"""
 
 import re
 from collections.abc import Mapping
@@ -44,8 +47,9 @@ def library() -> dict[str, Path]:
 def load_recipe(
     source: RecipeSource, passes: Mapping[str, type], vars: Mapping[str, Any] | None = None
 ) -> ResolvedRecipe:
-    """Load and validate. `passes`: pass name -> frozen dataclass whose fields are its parameters; `vars` override the recipe's.
+    """Load and validate.
 
+    `passes`: pass name -> frozen dataclass whose fields are its parameters; `vars` override the recipe's.
     Raises `RecipeError`."""
     recipe, document, entries = _with_parents(source, ())
     values = {**recipe.vars, **(vars or {})}

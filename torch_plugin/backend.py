@@ -28,8 +28,9 @@ def lutra(
 ) -> Callable[..., Any]:
     """Compile one Dynamo graph; called by `torch.compile`, once per graph of the model.
 
-    options: see `Options`. mode: torch's compile modes are hints for its own backend and have no effect here. Raises `LutraError`
-    for bad options, recipes or models; a graph that needs gradients goes to `options["training_backend"]`."""
+    options: see `Options`. mode: torch's compile modes are hints for its own backend and have no effect here. Raises
+    `LutraError` for bad options, recipes or models; a graph that needs gradients goes to
+    `options["training_backend"]`."""
     parsed = Options.parse({**(options or {}), **unknown})
     if mode not in (None, "default"):
         _say_once(logging.DEBUG, f"torch.compile(mode={mode!r}) has no effect with the lutra backend")

@@ -77,8 +77,9 @@ def capture(
     store: ParameterStore,
     compile_graph: Callable[[Graph, fx.GraphModule], Callable[..., Any]],
 ) -> Callable[..., Any]:
-    """Run AOTAutograd on Dynamo's `gm`; `compile_graph(graph, functional gm)` makes the function that is called with all inputs.
+    """Run AOTAutograd on Dynamo's `gm`.
 
+    `compile_graph(graph, functional gm)` makes the function that is called with all inputs.
     Raises `CaptureError` when a parameter has no values (`meta`) or the graph cannot be imported."""
     names = parameter_names(gm, inputs)
     for index, name in names.items():

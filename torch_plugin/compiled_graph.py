@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
 
 class CompiledGraph:
-    """Runs one graph. Weights are read at compile time; a call with other or changed parameters gets its own executable, made
-    from the same graph (regional compilation runs one graph over the weights of many layers; `load_state_dict` changes them)."""
+    """Runs one graph.
+
+    Weights are read at compile time; a call with other or changed parameters gets its own
+    executable, made from the same graph (regional compilation runs one graph over the weights of many layers;
+    `load_state_dict` changes them)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the graphs of one compiled model share: parameters, the recipe, the target, and the list of what was compiled."""
+"""What the graphs of one compiled model share: parameters, recipe, target, and the list of compiled graphs."""
 
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ _states: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def state_for(inputs: Sequence[Any], options: Options) -> "ModelState":
-    """The state that an earlier graph over any of the same parameters, compiled with equal options, already uses, or a new one."""
+    """The state of an earlier graph over any of the same parameters and equal options, or a new one."""
     parameters = [x for x in inputs if isinstance(x, torch.nn.Parameter)]
     key = options.fingerprint()
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""`options=` of `torch.compile`, validated: an unknown name or a wrong value is an error that says what would be right."""
+"""`options=` of `torch.compile`, validated: every error says what would be right."""
 
 import hashlib
 import json

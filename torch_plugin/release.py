@@ -14,8 +14,8 @@ _fillers: dict[torch.dtype, torch.Tensor] = {}
 def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[str]:
     """Release every original that no graph reads as a plain tensor; returns their names.
 
-    A released `nn.Parameter` keeps shape, strides and dtype (compiled graphs are guarded on them) but shares one NaN-filled
-    buffer with all the others: eager use shows at once instead of giving a wrong answer."""
+    A released `nn.Parameter` keeps shape, strides and dtype (compiled graphs are guarded on them) but shares one
+    NaN-filled buffer with all the others: eager use shows at once instead of giving a wrong answer."""
     read = {op.sym.value for graph in graphs for op in graph.operations if isinstance(op, ParamOp)}
     plain = {name for name in read if store.original(name) is not None}
     tensors = {name: tensor for name in store.originals() if (tensor := store.original(name)) is not None}
