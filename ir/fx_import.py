@@ -67,7 +67,7 @@ class _Importer(fxi.GraphNodeImporter):
     def _import_torch_op_overload(self, loc: ir.Location, node: fx.Node, concrete_target: Any = None) -> None:
         super()._import_torch_op_overload(loc, node, concrete_target)
         path, value = module_path(node), self._v.get((node, 0))
-        if path and isinstance(value, ir.Value) and not isinstance(value, ir.BlockArgument):
+        if path and value is not None and isinstance(value, ir.Value) and not isinstance(value, ir.BlockArgument):
             value.owner.attributes[PATH_ATTRIBUTE] = ir.StringAttr.get(path, self._c)
 
     def _create_bind_symbolic_shape_ops(self, loc: ir.Location, node: fx.Node) -> None:

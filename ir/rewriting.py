@@ -94,7 +94,7 @@ def verify(graph: Graph, stage: str) -> None:
 def name_of(value: Value) -> str:
     """Name of the operation that defines `value`; "" for a block argument."""
     owner = value.owner
-    return "" if isinstance(owner, ir.Block) else owner.name
+    return "" if isinstance(owner, ir.Block) else owner.operation.name  # `torch.operator` has an attribute called name
 
 
 def defined_by(value: Value, *names: str) -> Any | None:
@@ -108,7 +108,7 @@ def constant(value: Value) -> Any:
     op = defined_by(value, "constant.int", "constant.float", "constant.bool", "constant.str", "constant.none")
     if op is None:
         return NotConstant
-    if op.name == "torch.constant.none":
+    if op.operation.name == "torch.constant.none":
         return None
     attribute = op.attributes["value"]
     if isinstance(attribute, ir.IntegerAttr | ir.FloatAttr | ir.BoolAttr | ir.StringAttr):
@@ -179,6 +179,17 @@ def shape_of(value: Value) -> tuple[int | None, ...] | None:
     """Shape of a tensor value, None for anything else."""
     parsed = as_tensor_type(value.type)
     return None if parsed is None else parsed.shape
+
+
+def static_shape(value: Value) -> tuple[int, ...]:
+    """Shape of a tensor or `!lutra.quantized` value whose sizes are all known: a parameter's.
+
+    Raises `LutraError` for any other value."""
+    quantized = quantized_format(value.type)
+    shape = quantized[:2] if quantized else tensor_type(value.type).shape
+    if None in shape:
+        raise LutraError(f"{value.type} was expected to have a static shape")
+    return tuple(n for n in shape if n is not None)
 
 
 def _attribute(value: Any) -> Any:

@@ -9,11 +9,12 @@ from ..ir.rewriting import AttentionOp, KvUpdateOp, build, constant, defined_by,
 def _ungrouped(value: Any) -> Any:
     """Through `repeat_kv`: `view(clone(expand(unsqueeze(x, 2))))` -> x `[B, G, L, D]`; else `value` itself."""
     view = defined_by(value, "aten.view", "aten._unsafe_view", "aten.reshape")
-    inner = view.operands[0] if view is not None else None
-    clone = defined_by(inner, "aten.clone") if inner is not None else None
-    expand = defined_by(clone.operands[0] if clone is not None else inner, "aten.expand") if inner is not None else None
+    if view is None:
+        return value
+    clone = defined_by(view.operands[0], "aten.clone")
+    expand = defined_by((clone or view).operands[0], "aten.expand")
     unsqueeze = expand and defined_by(expand.operands[0], "aten.unsqueeze")
-    if not unsqueeze or constant(unsqueeze.operands[1]) != 2:
+    if expand is None or unsqueeze is None or constant(unsqueeze.operands[1]) != 2:
         return value
     source, wide, result = (shape_of(v) for v in (unsqueeze.operands[0], expand.results[0], value))
     if not (source and wide and result and len(source) == 4 and len(wide) == 5 and len(result) == 4):
@@ -37,7 +38,8 @@ def fuse_attention(op: Any, rewriter: Any) -> bool:
         return False
     if constant(gqa) is not True:
         k, v = _ungrouped(k), _ungrouped(v)
-    if shape_of(k) is None or shape[1] is None or shape_of(k)[1] is None or shape_of(k)[1] != shape_of(v)[1]:
+    keys, values = shape_of(k), shape_of(v)
+    if not (keys and values and len(keys) == len(values) == 4) or None in (shape[1], keys[1]) or keys[1] != values[1]:
         return False
     keywords = {} if shape_of(mask) is None else {"mask": mask}
     result = op.operation.results[0].type
@@ -62,8 +64,8 @@ def merge_heads(op: Any, rewriter: Any) -> bool:
     view = defined_by(source, "aten.view", "aten._unsafe_view")
     if view is not None and len(shape_of(source) or ()) == 4 and len(shape_of(view.operands[0]) or ()) == 4:
         # HF reshapes to [B, H, S, D], which it already is; with symbolic sizes the importer cannot see that.
-        inner = shape_of(view.operands[0])
-        if all(a == b or a is None or b is None for a, b in zip(inner, shape_of(source), strict=True)):
+        inner, outer = shape_of(view.operands[0]) or (), shape_of(source) or ()
+        if all(a == b or a is None or b is None for a, b in zip(inner, outer, strict=True)):
             source = view.operands[0]
     attention = defined_by(source, "lutra.attention")
     if attention is None or not single_use(source):

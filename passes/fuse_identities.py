@@ -14,7 +14,7 @@ def drop_identity(op: Any, rewriter: Any) -> bool:
         return False
     if op.operation.name in _VIEWS and list(shape_of(source) or ()).count(None) > 1:
         return False  # two unknown sizes could have changed places
-    if any(user.name == _RETURN for user in users(op.operation.results[0])):
+    if any(user.operation.name == _RETURN for user in users(op.operation.results[0])):
         return False
     rewriter.replace_op(op, [source])
     return True

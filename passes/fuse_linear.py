@@ -1,5 +1,6 @@
 """Linear layers: recognised, merged when they read the same input, bias and residual folded in."""
 
+from collections.abc import Iterable
 from os.path import commonpath
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..ir.rewriting import (
     quantized_format,
     shape_of,
     single_use,
+    static_shape,
     tensor_type,
     users,
     vtensor,
@@ -36,11 +38,10 @@ def fuse_linear(op: Any, rewriter: Any) -> bool:
     return True
 
 
-def _transposed(store: ParameterStore, op: Any, rewriter: Any, weight: Any) -> Any:
-    """A `lutra.param` for the transpose of `weight [K, N]`, evaluated once at compile time."""
-    symbol, shape = parameter_symbol(weight), shape_of(weight)
+def _transposed(store: ParameterStore, op: Any, rewriter: Any, weight: Any, symbol: str) -> Any:
+    """A `lutra.param` for the transpose of `weight [K, N]`, called `symbol`, evaluated once at compile time."""
     name = store.derive(f"{symbol}.T", [symbol], lambda w: w.t().contiguous())
-    return build(ParamOp, rewriter, op, name, vtensor(reversed(shape), weight)).out
+    return build(ParamOp, rewriter, op, name, vtensor(reversed(static_shape(weight)), weight)).out
 
 
 def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
@@ -49,14 +50,10 @@ def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     def fuse_addmm(op: Any, rewriter: Any) -> bool:
         """`aten.addmm(bias, x, W [K, N])` -> `lutra.linear(x, W^T, bias)` (GPT-2's Conv1D)."""
         bias, x, weight, beta, alpha = op.operation.operands
-        if (
-            parameter_symbol(weight) is None
-            or constant(beta) != 1
-            or constant(alpha) != 1
-            or len(shape_of(bias) or ()) != 1
-        ):
+        symbol = parameter_symbol(weight)
+        if symbol is None or constant(beta) != 1 or constant(alpha) != 1 or len(shape_of(bias) or ()) != 1:
             return False
-        transposed = _transposed(store, op, rewriter, weight)
+        transposed = _transposed(store, op, rewriter, weight, symbol)
         new = build(LinearOp, rewriter, op, x, transposed, op.operation.results[0].type, bias=bias)
         rewriter.replace_op(op, new.operation)
         return True
@@ -64,9 +61,10 @@ def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     def fuse_mm(op: Any, rewriter: Any) -> bool:
         """`aten.mm` or `aten.matmul` with a parameter `W [K, N]` on the right -> `lutra.linear(x, W^T)`."""
         x, weight = op.operation.operands
-        if parameter_symbol(weight) is None or len(shape_of(weight) or ()) != 2 or len(shape_of(x) or ()) < 2:
+        symbol = parameter_symbol(weight)
+        if symbol is None or len(shape_of(weight) or ()) != 2 or len(shape_of(x) or ()) < 2:
             return False
-        transposed = _transposed(store, op, rewriter, weight)
+        transposed = _transposed(store, op, rewriter, weight, symbol)
         rewriter.replace_op(op, build(LinearOp, rewriter, op, x, transposed, op.operation.results[0].type).operation)
         return True
 
@@ -111,18 +109,16 @@ def merge_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
         group = [user for user in _siblings(op) if _mergeable(user, op)]
         if len(group) < 2 or group[0] != op.operation:
             return False
-        symbols = [parameter_symbol(linear.operands[1]) for linear in group]
-        biases = [parameter_symbol(linear.opview.bias) if linear.opview.bias is not None else None for linear in group]
-        if len(set(symbols)) < len(symbols) or (any(biases) and not all(biases)):
+        symbols = _symbols(linear.operands[1] for linear in group)
+        biases = _symbols(linear.opview.bias for linear in group if linear.opview.bias is not None)
+        if len(set(symbols)) < len(symbols) or len(biases) not in (0, len(symbols)) or not store.can_stack(symbols):
             return False
-        if not store.can_stack(symbols):
-            return False
-        sizes = [shape_of(linear.operands[1])[0] for linear in group]
-        weight = _stacked(store, symbols, op, rewriter, (sum(sizes), shape_of(op.weight)[1]), op.weight)
+        sizes = [static_shape(linear.operands[1])[0] for linear in group]
+        weight = _stacked(store, symbols, op, rewriter, (sum(sizes), static_shape(op.weight)[1]), op.weight)
         keywords = {}
-        if all(biases):
+        if biases:
             keywords["bias"] = _stacked(store, biases, op, rewriter, (sum(sizes),), op.bias)
-        out = vtensor((*shape_of(op.x)[:-1], sum(sizes)), op.out)
+        out = vtensor((*tensor_type(op.x.type).shape[:-1], sum(sizes)), op.out)
         label = "|".join(path for linear in group for path in paths(linear))
         merged = build(LinearOp, rewriter, op, op.x, weight, out, path=label, **keywords).out
         start = 0
@@ -139,11 +135,16 @@ def merge_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
     return {"lutra.linear": [merge_linears]}
 
 
+def _symbols(values: Iterable[Any]) -> list[str]:
+    """Parameter symbols of those `values` that are parameters."""
+    return [symbol for value in values if (symbol := parameter_symbol(value)) is not None]
+
+
 def _siblings(op: Any) -> list[Any]:
     """Linears over the same x, in program order."""
     unique: list[Any] = []
     for user in users(op.x):
-        if user.name == "lutra.linear" and user.operands[0] == op.x and user not in unique:
+        if user.operation.name == "lutra.linear" and user.operands[0] == op.x and user not in unique:
             unique.append(user)
     return sorted(unique, key=lambda u: sum(other.is_before_in_block(u) for other in unique if other != u))
 
@@ -154,7 +155,7 @@ def _mergeable(user: Any, op: Any) -> bool:
         linear.residual is None
         and quantized_format(linear.weight.type) is None
         and parameter_symbol(linear.weight) is not None
-        and shape_of(linear.weight)[1] == shape_of(op.weight)[1]
+        and static_shape(linear.weight)[1] == static_shape(op.weight)[1]
         and (linear.bias is None) == (op.bias is None)
         and tensor_type(linear.weight.type).dtype == tensor_type(op.weight.type).dtype
         and name_of(linear.x) != "lutra.param"
@@ -162,7 +163,7 @@ def _mergeable(user: Any, op: Any) -> bool:
 
 
 def _stacked(
-    store: ParameterStore, symbols: list[Any], op: Any, rewriter: Any, shape: tuple[int, ...], like: Any
+    store: ParameterStore, symbols: list[str], op: Any, rewriter: Any, shape: tuple[int, ...], like: Any
 ) -> Any:
     name = store.stack(stacked_name(symbols), symbols)
     return build(ParamOp, rewriter, op, name, vtensor(shape, like)).out

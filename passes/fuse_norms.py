@@ -30,7 +30,9 @@ def _normalised(value: Any) -> tuple[Any, float] | None:
         shifted = rsqrt and defined_by(rsqrt.operands[0], "aten.add.Scalar")
         mean = shifted and defined_by(shifted.operands[0], "aten.mean.dim")
         square = mean and defined_by(mean.operands[0], "aten.pow.Tensor_Scalar")
-        if not square or constant(square.operands[1]) != 2 or square.operands[0] != x:
+        if shifted is None or mean is None or square is None:
+            continue
+        if constant(square.operands[1]) != 2 or square.operands[0] != x:
             continue
         rank = len(shape_of(x) or ())
         if constant_list(mean.operands[1]) in ([-1], [rank - 1]) and constant(mean.operands[2]) is True:
@@ -50,7 +52,7 @@ def fuse_rms_norm(op: Any, rewriter: Any) -> bool:
         source = _uncast(x)
         if source.type != op.operation.results[0].type:
             source = x
-        if source.type != op.operation.results[0].type or shape_of(source)[-1:] != shape_of(weight):
+        if source.type != op.operation.results[0].type or (shape_of(source) or ())[-1:] != shape_of(weight):
             continue
         new = build(RmsNormOp, rewriter, op, source, weight, eps, True, op.operation.results[0].type)
         rewriter.replace_op(op, new.operation)

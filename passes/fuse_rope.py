@@ -9,7 +9,9 @@ def _halves(value: Any) -> Any | None:
     """x when `value` is `cat([-x[..., D/2:], x[..., :D/2]], -1)`."""
     cat = defined_by(value, "aten.cat")
     parts = cat and defined_by(cat.operands[0], "prim.ListConstruct")
-    if not parts or len(parts.operands) != 2 or constant(cat.operands[1]) not in (-1, len(shape_of(value) or ()) - 1):
+    if cat is None or parts is None or len(parts.operands) != 2:
+        return None
+    if constant(cat.operands[1]) not in (-1, len(shape_of(value) or ()) - 1):
         return None
     neg = defined_by(parts.operands[0], "aten.neg")
     high = neg and defined_by(neg.operands[0], "aten.slice.Tensor")

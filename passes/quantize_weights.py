@@ -22,7 +22,8 @@ from ..ir.rewriting import (
     paths,
     quantized_format,
     quantized_type,
-    shape_of,
+    static_shape,
+    tensor_type,
     vtensor,
 )
 from ..ir.selection import Candidate
@@ -63,7 +64,7 @@ class QuantizeWeights:
         linears = [
             op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None
         ]
-        offered = [Candidate(path, "linear", _part_shape(op)) for op in linears for path in paths(op) or ("",)]
+        offered = [Candidate(path, "linear", static_shape(op.weight)) for op in linears for path in paths(op) or ("",)]
         chosen = {c.path for c in context.select(offered)}
         del linears  # handles do not outlive a rewrite
 
@@ -82,7 +83,7 @@ class QuantizeWeights:
         own = paths(op) or ("",)
         if symbol is None or quantized_format(op.weight.type) is not None or not set(own) <= chosen:
             return False
-        n, k = shape_of(op.weight)
+        n, k = static_shape(op.weight)
         try:
             type_ = quantized_type(n, k, self.format)
         except QuantizationError as error:
@@ -97,12 +98,6 @@ class QuantizeWeights:
         return True
 
 
-def _part_shape(op: Any) -> tuple[int, ...]:
-    """`[N, K]` of the weight; of a merged linear the stacked one."""
-    quantized = quantized_format(op.weight.type)
-    return quantized[:2] if quantized else tuple(n or 0 for n in shape_of(op.weight) or ())
-
-
 def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
     """Take a merged linear apart again when the selector took only some of its parts."""
     own = paths(op)
@@ -115,17 +110,17 @@ def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
     linears, start, starts = [], 0, {}
     for path, weight, bias in zip(own, weights, biases, strict=True):
         rows = graph.store.tensor(weight).shape[0]
-        operand = build(ParamOp, rewriter, op, weight, vtensor((rows, shape_of(op.weight)[1]), op.weight)).out
+        operand = build(ParamOp, rewriter, op, weight, vtensor((rows, static_shape(op.weight)[1]), op.weight)).out
         keywords = {}
         if bias is not None:
             keywords["bias"] = build(ParamOp, rewriter, op, bias, vtensor((rows,), op.bias)).out
-        type_ = vtensor((*shape_of(op.out)[:-1], rows), op.out)
+        type_ = vtensor((*tensor_type(op.out.type).shape[:-1], rows), op.out)
         linears.append(build(LinearOp, rewriter, op, op.x, operand, type_, path=path, **keywords))
         starts[start] = len(linears) - 1
         start += rows
     for use in list(op.out.uses):
         user = use.owner
-        if user.name == "lutra.split":
+        if user.operation.name == "lutra.split":
             part = linears[starts[user.attributes["start"].value]]
             rewriter.replace_op(user, part.operation)
         else:

@@ -22,7 +22,8 @@ from ..ir.rewriting import (
     build,
     paths,
     quantized_format,
-    shape_of,
+    static_shape,
+    tensor_type,
     users,
     vtensor,
 )
@@ -48,9 +49,7 @@ class SymmetrizeTables:
     def run(self, graph: Graph, context: PassContext) -> None:
         """Rewrite every selected quantised linear."""
         linears = [op for op in graph.operations if isinstance(op, LinearOp) and quantized_format(op.weight.type)]
-        candidates = [
-            Candidate(p, "linear", quantized_format(op.weight.type)[:2]) for op in linears for p in paths(op) or ("",)
-        ]
+        candidates = [Candidate(p, "linear", static_shape(op.weight)) for op in linears for p in paths(op) or ("",)]
         chosen = {c.path for c in context.select(candidates)}
         del linears
 
@@ -70,12 +69,11 @@ class SymmetrizeTables:
         half = self.table == "half"
         for user in users(op.x):
             if (
-                user.name == "lutra.table"
+                user.operation.name == "lutra.table"
                 and bool(user.attributes["half"].value) == half
                 and user.is_before_in_block(op.operation)
             ):
                 return user.results[0]
-        shape = shape_of(op.x)
-        k = quantized_format(op.weight.type)[1]
-        type_ = vtensor((*shape[:-1], -(-k // TABLE_COLUMNS), 8 if half else 16), TensorType((), torch.float32))
+        rows, k = tensor_type(op.x.type).shape[:-1], static_shape(op.weight)[1]
+        type_ = vtensor((*rows, -(-k // TABLE_COLUMNS), 8 if half else 16), TensorType((), torch.float32))
         return build(TableOp, rewriter, op, op.x, half, type_).out
