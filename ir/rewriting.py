@@ -75,9 +75,14 @@ def apply_patterns(graph: Graph, patterns: Mapping[str, Sequence[Pattern]], repo
 
 
 def clean_up(graph: Graph) -> None:
-    """Remove dead operations and duplicates, fold constants."""
+    """Fold constants, merge duplicates, remove operations that nobody reads."""
     with graph.module.context:
         PassManager.parse("builtin.module(func.func(cse,canonicalize,cse))").run(graph.module.operation)
+    # MLIR's own dead-code elimination keeps torch operators, which do not declare their effects; captured graphs are functional.
+    for op in reversed(list(graph.operations)):
+        operation = op.operation
+        if len(operation.results) and all(not list(result.uses) for result in operation.results):
+            operation.erase()
 
 
 def verify(graph: Graph, stage: str) -> None:
@@ -95,6 +100,12 @@ def name_of(value: Value) -> str:
     """Name of the operation that defines `value`; "" for a block argument."""
     owner = value.owner
     return "" if isinstance(owner, ir.Block) else owner.operation.name  # `torch.operator` has an attribute called name
+
+
+def operator_name(op: Any) -> str:
+    """Name of an operation; of a `torch.operator` (what the torch dialect does not define) the operator's."""
+    operation = op.operation
+    return ir.StringAttr(operation.attributes["name"]).value if operation.name == "torch.operator" else operation.name
 
 
 def defined_by(value: Value, *names: str) -> Any | None:

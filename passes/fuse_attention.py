@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from ..ir.rewriting import AttentionOp, KvUpdateOp, build, constant, defined_by, shape_of, single_use
+from ..ir.rewriting import AttentionOp, KvUpdateOp, build, constant, defined_by, operator_name, shape_of, single_use
 
 
 def _ungrouped(value: Any) -> Any:
@@ -94,6 +94,8 @@ def merge_heads(op: Any, rewriter: Any) -> bool:
 
 def fuse_kv_update(op: Any, rewriter: Any) -> bool:
     """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`."""
+    if operator_name(op) != "torch.aten.index_copy":
+        return False
     cache, dim, positions, new = op.operation.operands
     if len(shape_of(cache) or ()) != 4 or constant(dim) not in (2, -2):
         return False
@@ -106,6 +108,6 @@ def fuse_kv_update(op: Any, rewriter: Any) -> bool:
 
 ATTENTION_PATTERNS = {
     "torch.aten.scaled_dot_product_attention": [fuse_attention],
-    "torch.aten.index_copy": [fuse_kv_update],
+    "torch.operator": [fuse_kv_update],  # `index_copy` is not in the torch dialect
 }
 MERGE_HEADS_PATTERNS = {f"torch.aten.{view}": [merge_heads] for view in ("view", "_unsafe_view", "reshape")}

@@ -53,7 +53,7 @@ def parameter_names(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, str]
         if not isinstance(value, torch.Tensor) or argument is None:
             continue
         source = argument.source.name
-        name = parameter_name(source() if callable(source) else source)
+        name = parameter_name(str(source() if callable(source) else source))
         if name is None and isinstance(value, torch.nn.Parameter):
             name = node.name
         if name is None:
@@ -95,7 +95,7 @@ def capture(
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True
     )
-    with _keep_composites(), torch._dynamo.config.patch(specialize_float=True):
+    with _keep_composites():
         return aot(gm, list(inputs))
 
 
