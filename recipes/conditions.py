@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import sympy
 
@@ -11,7 +12,7 @@ from ..ir.errors import RecipeError, did_you_mean
 FACTS = ("batch", "sequence", "cores", "avx2", "avx512", "neon")
 """Names a condition may use: graph sizes (a symbolic size is a free symbol) and 0/1 hardware facts, `cores` a count."""
 
-_COMPARE = {
+_COMPARE: dict[type, Any] = {
     ast.Lt: sympy.Lt,
     ast.LtE: sympy.Le,
     ast.Gt: sympy.Gt,
@@ -19,7 +20,7 @@ _COMPARE = {
     ast.Eq: sympy.Eq,
     ast.NotEq: sympy.Ne,
 }
-_ARITHMETIC = {
+_ARITHMETIC: dict[type, Any] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
@@ -50,11 +51,11 @@ class Condition:
         return value == sympy.true or (value.is_number is True and bool(value != 0))
 
 
-def _truth(value: sympy.Basic) -> sympy.Basic:
+def _truth(value: Any) -> Any:
     return value if isinstance(value, sympy.logic.boolalg.Boolean) and not value.is_Symbol else sympy.Ne(value, 0)
 
 
-def _convert(node: ast.AST, text: str) -> sympy.Basic:
+def _convert(node: ast.AST, text: str) -> Any:
     match node:
         case ast.Constant(value=bool() | int() as value):
             return sympy.Integer(int(value))

@@ -40,7 +40,7 @@ class _Document:
 
 def library() -> dict[str, Path]:
     """Recipes that ship with Lutra: name -> file."""
-    folder = Path(str(resources.files(__package__).joinpath("library")))
+    folder = Path(str(resources.files(f"{__package__}.library")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -1,7 +1,7 @@
 """What the graphs of one compiled model share: parameters, recipe, target, and the list of compiled graphs."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
 
-_states: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_states: MutableMapping[Any, Any] = WeakIdKeyDictionary()
 """Parameter -> {options: weak reference to the state}; a state lives as long as a compiled graph that uses it."""
 
 
