@@ -43,7 +43,10 @@ class Condition:
             tree = ast.parse(text, mode="eval").body
         except SyntaxError as error:
             raise RecipeError(f"condition {text!r} does not parse: {error.msg}") from None
-        return Condition(text, _convert(tree, text))
+        try:
+            return Condition(text, _convert(tree, text))
+        except TypeError:
+            raise RecipeError(f"condition {text!r} compares truth values: join them with and/or/not") from None
 
     def holds(self, facts: Mapping[str, int]) -> bool:
         """True when the condition is certain under `facts`; an unknown one (a symbolic size) leaves it false."""
@@ -64,13 +67,18 @@ def _convert(node: ast.AST, text: str) -> Any:
                 raise RecipeError(f"condition {text!r} uses an unknown name {name!r}: {did_you_mean(name, FACTS)}")
             return sympy.Symbol(name, integer=True)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _ARITHMETIC:
-            return _ARITHMETIC[type(op)](_convert(left, text), _convert(right, text))
+            divisor = _convert(right, text)
+            if isinstance(op, ast.FloorDiv | ast.Mod) and divisor == 0:
+                raise RecipeError(f"condition {text!r} has a division by zero")
+            return _ARITHMETIC[type(op)](_convert(left, text), divisor)
         case ast.Compare(left=left, ops=ops, comparators=rights) if all(type(o) in _COMPARE for o in ops):
             sides = [_convert(side, text) for side in (left, *rights)]
             return sympy.And(*(_COMPARE[type(o)](a, b) for o, a, b in zip(ops, sides, sides[1:], strict=False)))
         case ast.BoolOp(op=op, values=values):
             parts = [_truth(_convert(v, text)) for v in values]
             return sympy.And(*parts) if isinstance(op, ast.And) else sympy.Or(*parts)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_convert(operand, text)
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             return sympy.Not(_truth(_convert(operand, text)))
     raise RecipeError(f"condition {text!r} may hold names, integers, + - * // %, comparisons and and/or/not only")

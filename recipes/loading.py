@@ -3,6 +3,7 @@
 Every error names file, line and what would be right.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -19,6 +20,7 @@ from .schema import CommonKeys, Recipe, ResolvedRecipe, Step
 from .selectors import Selector
 
 _COMMON = tuple(CommonKeys.model_fields)
+_SUFFIXES = (".yaml", ".yml")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
@@ -31,6 +33,11 @@ class _Document:
     data: Any
     label: str
     lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> str:
+        """Equal for two ways to spell the same file."""
+        return str(Path(self.label).resolve()) if Path(self.label).suffix in _SUFFIXES else self.label
 
     def where(self, path: tuple[str | int, ...]) -> str:
         while path and path not in self.lines:
@@ -65,15 +72,18 @@ def _with_parents(
 ) -> tuple[Recipe, _Document, list[tuple[_Document, int, Any]]]:
     """The recipe with the variables of its parents, and all entries, parents' first."""
     document = _document(source)
-    if document.label in seen:
+    if document.identity in seen:
         raise RecipeError(f"{document.label}: extends itself through {' -> '.join(seen)}")
     recipe = source if isinstance(source, Recipe) else _validate(document)
     entries = [(document, index, entry) for index, entry in enumerate(recipe.passes)]
     if recipe.extends is None:
         return recipe, document, entries
     base = Path(document.label).parent / recipe.extends
-    parent_source: RecipeSource = base if base.suffix == ".yaml" and base.is_file() else recipe.extends
-    parent, _, inherited = _with_parents(parent_source, (*seen, document.label))
+    parent_source: RecipeSource = base if base.suffix in _SUFFIXES and base.is_file() else recipe.extends
+    try:
+        parent, _, inherited = _with_parents(parent_source, (*seen, document.identity))
+    except RecipeError as error:
+        raise RecipeError(f"{document.where(('extends',))}: extends {recipe.extends!r}: {error}") from None
     return recipe.model_copy(update={"vars": {**parent.vars, **recipe.vars}}), document, inherited + entries
 
 
@@ -82,17 +92,19 @@ def _document(source: RecipeSource) -> _Document:
         return _Document(source.model_dump(by_alias=True), f"recipe {source.name!r}")
     if isinstance(source, Mapping):
         return _Document(dict(source), "recipe")
-    if isinstance(source, str) and "\n" in source:
+    if isinstance(source, str) and ("\n" in source or source.lstrip().startswith("{")):
         return _parse(source, "recipe text")
     path = Path(source)
     if isinstance(source, str) and source in library():
         path = library()[source]
-    elif path.suffix not in (".yaml", ".yml") and not path.is_file():
+    elif path.suffix not in _SUFFIXES and not os.path.isfile(path):  # Path.is_file raises on names that are too long
         raise RecipeError(f"there is no recipe {str(source)!r} in the library: {did_you_mean(str(source), library())}")
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"recipe file {str(path)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"recipe file {str(path)!r} is not UTF-8 text") from None
     return _parse(text, str(path))
 
 
@@ -106,19 +118,22 @@ def _parse(text: str, label: str) -> _Document:
         raise RecipeError(f"{label}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
     document = _Document(data, label)
     if root is not None:
-        _record_lines(root, (), document.lines)
+        _record_lines(root, (), document)
     return document
 
 
-def _record_lines(node: yaml.Node, path: tuple[str | int, ...], lines: dict[tuple[str | int, ...], int]) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
+def _record_lines(node: yaml.Node, path: tuple[str | int, ...], document: _Document) -> None:
+    document.lines.setdefault(path, node.start_mark.line + 1)
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            lines[(*path, key.value)] = key.start_mark.line + 1
-            _record_lines(value, (*path, key.value), lines)
+            line, place = key.start_mark.line + 1, (*path, key.value)
+            if place in document.lines:
+                raise RecipeError(f"{document.label}:{line}: key {key.value!r} is given twice")
+            document.lines[place] = line
+            _record_lines(value, place, document)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _record_lines(value, (*path, index), lines)
+            _record_lines(value, (*path, index), document)
 
 
 def _validate(document: _Document) -> Recipe:
@@ -159,24 +174,23 @@ def _step(
         raise RecipeError(f"{origin}: there is no pass {name!r}: {did_you_mean(name, passes)}")
     body = _substitute(dict(body or {}), values, origin)
     common = {key: body.pop(key) for key in _COMMON if key in body}
-    parameters = [f.name for f in fields(passes[name])]
+    known = [*(f.name for f in fields(passes[name])), *_COMMON]
+    for key in body:
+        if key not in known:
+            place = document.where((*where, name, key))
+            raise RecipeError(f"{place}: pass {name!r} has no parameter {key!r}: {did_you_mean(str(key), known)}")
+    part: tuple[str, ...] = ()
     try:
         keys = CommonKeys.model_validate(common)
-        for key in body:
-            if key not in parameters:
-                place = document.where((*where, name, key))
-                raise RecipeError(
-                    f"{place}: pass {name!r} has no parameter {key!r}: {did_you_mean(key, [*parameters, *_COMMON])}"
-                )
         instance = TypeAdapter(passes[name]).validate_python(body)
+        part = ("select",)
         selector = Selector(keys.select or {})
+        part = ("when",)
         when = Condition.parse(keys.when) if keys.when is not None else None
     except ValidationError as error:
-        raise RecipeError(_explain(error, document, (*where, name), [*parameters, *_COMMON])) from None
-    except RecipeError as error:
-        raise RecipeError(str(error) if document.label in str(error) else f"{origin}: {error}") from None
+        raise RecipeError(_explain(error, document, (*where, name), known)) from None
     except LutraError as error:
-        raise RecipeError(f"{origin}: pass {name!r}: {error}") from None
+        raise RecipeError(f"{document.where((*where, name, *part))}: pass {name!r}: {error}") from None
     phases = tuple(keys.phase) if isinstance(keys.phase, list) else (keys.phase,) if keys.phase else ()
     return Step(instance, selector, phases, when, keys.allow_empty, origin)
 

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from .conditions import Condition
 from .selectors import Selector
@@ -32,7 +32,7 @@ class CommonKeys(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    select: dict[str, Any] | None = None
+    select: dict[str, Any] | list[dict[str, Any]] | None = None
     phase: Phase | list[Phase] | None = None
     when: str | None = None
     allow_empty: bool = False
@@ -51,7 +51,7 @@ class Step:
 
     def to_data(self) -> dict[str, Any]:
         """The entry in recipe form, every default written out."""
-        body = {key.rstrip("_"): value for key, value in asdict(self.pass_).items()}
+        body = TypeAdapter(type(self.pass_)).dump_python(self.pass_, mode="json")
         if self.selector.source:
             body["select"] = self.selector.source
         if self.phases:

@@ -1,17 +1,19 @@
 """Selectors: which operations of a model a pass entry may touch.
 
-`select:` holds any of these keys; all that are given must hold, and a list means any of its members:
+`select:` holds any of these keys; all that are given must hold, and a list means any of its members, be it a value or
+the whole of `select:`.
 
 * `modules`: glob over the whole dotted module path (`*` crosses dots), or `re:` and a regular expression, full match;
 * `operators`: operator kinds (`linear`, `attention`, ...), globs;
 * `shape`: weight shape pattern such as `["*", 2048]`;
-* `layers`: an inclusive range of layer numbers, `4..-4`, negative counted from the last layer;
+* `layers`: a layer number, an inclusive range `4..-4`, negative counted from the last layer, or `outside`: in no
+  numbered layer of a model that has some (its head, for one);
 * `not`: a selector whose matches are left out.
 """
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +21,9 @@ from ..ir.errors import SelectorError, did_you_mean
 from ..ir.selection import Candidate
 
 KEYS = ("modules", "operators", "shape", "layers", "not")
+OUTSIDE = "outside"
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
+_RANGE = re.compile(r"\s*(-?\d+)\s*(?:\.\.\s*(-?\d+)\s*)?")
 
 
 def layer_index(path: str) -> int | None:
@@ -30,20 +34,18 @@ def layer_index(path: str) -> int | None:
 
 @dataclass(frozen=True)
 class Selector:
-    """A parsed `select:` mapping; an empty one selects everything."""
+    """A parsed `select:`; an empty one selects everything. Raises `SelectorError` for unknown keys and wrong values."""
 
-    source: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] | Sequence[Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in self.source:
-            if key not in KEYS:
-                raise SelectorError(f"select has no key {key!r}: {did_you_mean(key, KEYS)}")
-        for pattern in self._list("modules"):
-            _path_matcher(pattern)
-        for pattern in self._list("layers"):
-            _layer_range(pattern)
-        if "not" in self.source:
-            Selector(self.source["not"])
+        for part in _members(self.source):
+            if not isinstance(part, Mapping):
+                raise SelectorError(f"select takes a mapping with any of the keys {', '.join(KEYS)}, got {part!r}")
+            for key, value in part.items():
+                if key not in KEYS:
+                    raise SelectorError(f"select has no key {key!r}: {did_you_mean(str(key), KEYS)}")
+                _CHECKS[key](value)
 
     def select(self, candidates: Iterable[Candidate]) -> list[Candidate]:
         """The candidates that match; `layers` counts from the end over the layers present among all candidates."""
@@ -52,58 +54,90 @@ class Selector:
         return [c for c in candidates if self.matches(c, count)]
 
     def matches(self, candidate: Candidate, layer_count: int = 0) -> bool:
-        """True when `candidate` satisfies every key."""
-        checks: list[Callable[[], bool]] = []
-        if "modules" in self.source:
-            checks.append(lambda: any(_path_matcher(p)(candidate.path) for p in self._list("modules")))
-        if "operators" in self.source:
-            checks.append(lambda: any(fnmatch.fnmatchcase(candidate.operator, p) for p in self._list("operators")))
-        if "shape" in self.source:
-            checks.append(lambda: _shape_matches(self.source["shape"], candidate.shape))
-        if "layers" in self.source:
-            checks.append(lambda: self._layer_matches(candidate.path, layer_count))
-        if "not" in self.source:
-            checks.append(lambda: not Selector(self.source["not"]).matches(candidate, layer_count))
-        return all(check() for check in checks)
-
-    def _layer_matches(self, path: str, count: int) -> bool:
-        index = layer_index(path)
-        if index is None:
-            return False
-        for pattern in self._list("layers"):
-            first, last = (n + count if n < 0 else n for n in _layer_range(pattern))
-            if first <= index <= last:
-                return True
-        return False
-
-    def _list(self, key: str) -> list[Any]:
-        value = self.source.get(key, [])
-        return list(value) if isinstance(value, list | tuple) else [value]
+        """True when `candidate`, of a model with `layer_count` layers, satisfies every key."""
+        parts = _members(self.source)
+        return not parts or any(_matches(part, candidate, layer_count) for part in parts)
 
     def __str__(self) -> str:
-        return str(dict(self.source)) if self.source else "everything"
+        return str(self.source) if self.source else "everything"
 
 
-def _path_matcher(pattern: Any) -> Callable[[str], bool]:
-    if not isinstance(pattern, str):
-        raise SelectorError(f"select.modules takes globs or 're:...' strings, got {pattern!r}")
+def _members(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _matches(source: Mapping[str, Any], candidate: Candidate, layer_count: int) -> bool:
+    tests = {
+        "modules": lambda value: any(_path_matches(p, candidate.path) for p in _members(value)),
+        "operators": lambda value: any(fnmatch.fnmatchcase(candidate.operator, p) for p in _members(value)),
+        "shape": lambda value: _shape_matches(value, candidate.shape),
+        "layers": lambda value: any(
+            _layer_matches(p, layer_index(candidate.path), layer_count) for p in _members(value)
+        ),
+        "not": lambda value: not Selector(value).matches(candidate, layer_count),
+    }
+    return all(tests[key](value) for key, value in source.items())
+
+
+def _path_matches(pattern: str, path: str) -> bool:
     if pattern.startswith("re:"):
-        try:
-            expression = re.compile(pattern[3:])
-        except re.error as error:
-            raise SelectorError(f"select.modules: {pattern!r} is not a regular expression: {error}") from None
-        return lambda path: expression.fullmatch(path) is not None
-    return lambda path: fnmatch.fnmatchcase(path, pattern)
+        return re.fullmatch(pattern[3:], path) is not None
+    return fnmatch.fnmatchcase(path, pattern)
+
+
+def _layer_matches(pattern: Any, index: int | None, count: int) -> bool:
+    if pattern == OUTSIDE:
+        return index is None and count > 0
+    if index is None:
+        return False
+    first, last = (n + count if n < 0 else n for n in _layer_range(pattern))
+    return first <= index <= last
 
 
 def _layer_range(pattern: Any) -> tuple[int, int]:
-    found = re.fullmatch(r"\s*(-?\d+)\s*(?:\.\.\s*(-?\d+)\s*)?", str(pattern))
+    found = _RANGE.fullmatch(str(pattern))
     if not found:
-        raise SelectorError(f"select.layers takes a number or a range such as 4..-4, got {pattern!r}")
+        raise SelectorError(f"select.layers takes a number, a range such as 4..-4, or {OUTSIDE!r}, got {pattern!r}")
     return int(found[1]), int(found[2] if found[2] is not None else found[1])
 
 
-def _shape_matches(pattern: Any, shape: tuple[int, ...]) -> bool:
-    if not isinstance(pattern, list | tuple):
-        raise SelectorError(f"select.shape takes a list such as ['*', 2048], got {pattern!r}")
+def _shape_matches(pattern: Sequence[Any], shape: tuple[int, ...]) -> bool:
     return len(pattern) == len(shape) and all(p in ("*", n) for p, n in zip(pattern, shape, strict=True))
+
+
+def _check_modules(value: Any) -> None:
+    for pattern in _members(value):
+        if not isinstance(pattern, str):
+            raise SelectorError(f"select.modules takes globs or 're:...' strings, got {pattern!r}")
+        if pattern.startswith("re:"):
+            try:
+                re.compile(pattern[3:])
+            except re.error as error:
+                raise SelectorError(f"select.modules: {pattern!r} is not a regular expression: {error}") from None
+
+
+def _check_operators(value: Any) -> None:
+    for pattern in _members(value):
+        if not isinstance(pattern, str):
+            raise SelectorError(f"select.operators takes globs over operator kinds, got {pattern!r}")
+
+
+def _check_shape(value: Any) -> None:
+    sizes = value if isinstance(value, list | tuple) else [None]
+    if not all(size == "*" or (isinstance(size, int) and not isinstance(size, bool)) for size in sizes):
+        raise SelectorError(f"select.shape takes a list such as ['*', 2048], got {value!r}")
+
+
+def _check_layers(value: Any) -> None:
+    for pattern in _members(value):
+        if pattern != OUTSIDE:
+            _layer_range(pattern)
+
+
+_CHECKS = {
+    "modules": _check_modules,
+    "operators": _check_operators,
+    "shape": _check_shape,
+    "layers": _check_layers,
+    "not": Selector,
+}
