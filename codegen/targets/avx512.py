@@ -1,0 +1,53 @@
+"""x86 with AVX-512 VBMI and VNNI (Ice Lake, Zen 4 and later): four 16-entry tables in one register, dot products of bytes."""
+
+from collections.abc import Sequence
+
+from tvm.script import tirx as T
+
+from ...ir.quantization import WeightFormat
+from .base import Expr, Family, Loader, Target
+
+_SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byte 16 * j of the register
+
+
+class Avx512(Target):
+    """Primitives on 512-bit registers; one accumulator a tile in both families."""
+
+    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+        # Four products of at most 255 * 127 a step: a group of 256 columns stays below 2**23, far inside int32.
+        del bits
+        columns = T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 16)
+        return _vpdpbusd(acc, codes, T.reinterpret("int8x64", columns))
+
+    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
+        del plane_weights
+        return 1, "int32x16"
+
+    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
+        # vpdpbusd sums a row's four tables, weights the plane and widens; |acc| < 64 tables * 127 * 255 < 2**21.
+        index = index | T.reinterpret("uint8x64", T.broadcast(T.int32(_SLOT_OFFSETS), 16))
+        found = T.call_llvm_pure_intrin(
+            "int8x64", "llvm.x86.avx512.permvar.qi.512", table(T.ramp(0, 1, 64)), T.reinterpret("int8x64", index)
+        )
+        return _vpdpbusd(acc, T.broadcast(T.uint8(weight), 64), found)
+
+    def widen(self, accs: Sequence[Expr], plane_weights: Sequence[int]) -> Expr:
+        del plane_weights
+        return accs[0]
+
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        return "lookup" if format.bits <= 2 else "dot"
+
+
+def _vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:
+    return T.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpdpbusd.512", acc, unsigned, signed)
+
+
+AVX512 = Avx512(
+    name="avx512",
+    architectures=("x86_64",),
+    features=("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"),
+    vector_bits=512,
+    slot_order={"lookup": "row", "dot": "row"},
+    cross={"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server"},
+)

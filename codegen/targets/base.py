@@ -1,0 +1,111 @@
+"""What a target is: one instruction set, described by its features and by the few primitives that templates are built from.
+
+All templates work on *tiles* of 16 rows: an accumulator is `int32x16` whatever the register width, and LLVM splits it. So one
+template serves every ISA, and an ISA is the handful of methods below. Byte vectors hold 16 rows x 4 slots; in slot order "row"
+slot j of row r is byte 4*r + j (what dot-product instructions sum), in "table" order byte 16*j + r (what byte shuffles read).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import tvm
+from tvm.script import tirx as T
+from tvm.target.codegen import llvm_cpu_has_features
+
+from ...ir.quantization import WeightFormat
+
+Family = Literal["lookup", "dot"]
+SlotOrder = Literal["row", "table"]
+Expr = Any
+"""A TIR expression (TVM's own classes have no usable static types)."""
+
+Loader = Callable[[Expr], Expr]
+"""`load(i)`: element i, or a vector of elements for a ramp i, of a few bytes that a primitive reads from memory."""
+
+
+@cache
+def host() -> tvm.target.Target:
+    """The TVM target of this machine's CPU."""
+    return tvm.target.Target.from_device("cpu")
+
+
+def half(vector: Expr, dtype: str, high: bool) -> Expr:
+    """The low or high half of `vector`; `dtype` is the half's type."""
+    return (T.vectorhigh if high else T.vectorlow)(dtype, vector)
+
+
+def quarters(vector: Expr, element: str) -> list[Expr]:
+    """The four 16-lane quarters of a 64-lane vector of `element`."""
+    halves = [half(vector, f"{element}x32", high) for high in (False, True)]
+    return [half(h, f"{element}x16", high) for h in halves for high in (False, True)]
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """An ISA: `features` (LLVM names) that it needs, how TVM is told about it, and the primitives of the low-bit templates."""
+
+    name: str
+    architectures: tuple[str, ...]
+    features: tuple[str, ...]
+    vector_bits: int
+    slot_order: Mapping[Family, SlotOrder]
+    cross: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
+
+    def available(self) -> bool:
+        """True when this machine executes the ISA."""
+        architecture = str(host().attrs["mtriple"]).split("-")[0]
+        return architecture in self.architectures and all(
+            bool(llvm_cpu_has_features([feature], host())) for feature in self.features
+        )
+
+    def tvm_target(self, cross: bool = False) -> tvm.target.Target:
+        """The TVM target: of this machine restricted to the ISA, or with `cross` of a machine that is known to have it."""
+        return tvm.target.Target({"kind": "llvm", **(self.cross if cross else self.native())})
+
+    def native(self) -> dict[str, Any]:
+        """TVM target attributes (`mtriple`, `mcpu`, `mattr`) that compile for this machine within the ISA."""
+        return {"mtriple": str(host().attrs["mtriple"]), "mcpu": str(host().attrs["mcpu"])}
+
+    @property
+    def lanes(self) -> int:
+        """float32 lanes of one vector register."""
+        return self.vector_bits // 32
+
+    @abstractmethod
+    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+        """`acc[r] + sum_j (codes[r, j] - code_bias(bits)) * x[j]`: int32x16, uint8x64 codes < 2**bits, 4 int8 x in [-127, 127]."""
+
+    def code_bias(self, bits: int) -> int:
+        """What `dot` subtracts from every code (an ISA whose product is signed x signed)."""
+        del bits
+        return 0
+
+    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
+        """How many accumulators `lookup` needs for one tile, and their vector type."""
+        return len(set(plane_weights)), "int16x16"
+
+    @abstractmethod
+    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
+        """Add to `acc` the int8 entries that `index` (uint8x64, all < 16) selects in four 16-entry tables, slot j in table j."""
+
+    def widen(self, accs: Sequence[Expr], plane_weights: Sequence[int]) -> Expr:
+        """The weighted sum, int32x16, of the accumulators of one tile at the end of a group.
+
+        int16 holds a group: at most 64 tables of 127 a plane, and two planes of equal weight, make 2 * 64 * 127 < 2**15."""
+        total: Expr = None
+        for acc, weight in zip(accs, sorted(set(plane_weights)), strict=True):
+            term = T.Cast("int32x16", acc) * T.broadcast(T.int32(weight), 16)
+            total = term if total is None else total + term
+        return total
+
+    def half_to_float(self, value: Expr, lanes: int) -> Expr:
+        """float16 to float32, `lanes` of them."""
+        return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+
+    @abstractmethod
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        """The family of kernels that is faster for `m` rows of activations (None: many), from measurements."""
