@@ -16,8 +16,8 @@ from .options import Options
 
 logger = logging.getLogger("lutra")
 _warned: set[str] = set()
-# Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a backend
-# but after it has looked the backend up, so this is the last moment to say that floats are constants.
+# Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a
+# backend but after it has looked the backend up, so this is the last moment to say that floats are constants.
 torch._dynamo.config.specialize_float = True
 
 

@@ -1,6 +1,6 @@
 """`options["dump"]` and `LUTRA_DUMP`: every stage of a compilation as a numbered text file, one folder a graph.
 
-    decode-0/00-fx.py  01-imported.mlir  02-after-fuse.mlir  ...  05-relax.py
+decode-0/00-fx.py  01-imported.mlir  02-after-fuse.mlir  ...  05-relax.py
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Dump:
         Raises `OptionError` when it cannot be written."""
         if folder is None:
             return None
-        dump = Dump(_new_folder(folder, graph.phase))
+        dump = Dump(_new_folder(folder.expanduser(), graph.phase))
         dump("fx.py", functional.print_readable(print_output=False))
         dump("imported.mlir", str(graph.module))
         return dump

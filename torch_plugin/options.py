@@ -54,10 +54,9 @@ class Options(BaseModel):
 
     def cache_directory(self) -> Path:
         """Where executables are kept: the option, `LUTRA_CACHE_DIR`, or the user's cache folder."""
-        if self.cache_dir is not None:
-            return self.cache_dir
-        if os.environ.get("LUTRA_CACHE_DIR"):
-            return Path(os.environ["LUTRA_CACHE_DIR"])
+        given = self.cache_dir or os.environ.get("LUTRA_CACHE_DIR")
+        if given:
+            return Path(given).expanduser()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
 
     def fingerprint(self) -> str:

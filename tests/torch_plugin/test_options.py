@@ -1,0 +1,61 @@
+"""Options: validation, defaults from the environment, and the fingerprint that groups graphs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lutra.ir.errors import OptionError
+from lutra.recipes.schema import Recipe
+from lutra.torch_plugin.options import Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipy": "w4"}, "lutra has no option 'recipy': did you mean 'recipe'?"),
+        ({"xyz": 1}, "lutra has no option 'xyz': known: cache, cache_dir"),
+        ({"strict": "perhaps"}, "option 'strict' is 'perhaps'"),
+        (
+            {"kernel_family": "lookup-table"},
+            "option 'kernel_family' is 'lookup-table': Input should be 'auto', 'lookup'",
+        ),
+        ({"recipe": 3}, "option 'recipe' is 3"),
+        ({"vars": ["bits"]}, "option 'vars' is ['bits']"),
+    ],
+)
+def test_wrong_options_are_errors_that_say_what_would_be_right(options: dict[str, Any], message: str):
+    with pytest.raises(OptionError) as error:
+        Options.parse(options)
+    assert message in str(error.value)
+
+
+def test_all_wrong_options_are_told_at_once():
+    with pytest.raises(OptionError) as error:
+        Options.parse({"strict": "perhaps", "cache": "sometimes"})
+    assert "'strict'" in str(error.value) and "'cache'" in str(error.value)
+
+
+def test_recipes_may_be_names_paths_mappings_and_objects():
+    recipe = Recipe.model_validate({"lutra": 1, "name": "mine"})
+    for source in ("w4", Path("w4.yaml"), {"lutra": 1, "name": "mine"}, recipe):
+        assert Options.parse({"recipe": source}).recipe == source
+
+
+def test_environment_variables_stand_in_for_options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setenv("LUTRA_DUMP", str(tmp_path / "dump"))
+    monkeypatch.setenv("LUTRA_CACHE_DIR", str(tmp_path / "cache"))
+    assert Options.parse({}).dump == tmp_path / "dump"
+    assert Options.parse({"dump": tmp_path / "mine"}).dump == tmp_path / "mine"
+    assert Options.parse({}).cache_directory() == tmp_path / "cache"
+    assert Options.parse({"cache_dir": "~/mine"}).cache_directory() == Path.home() / "mine"
+    monkeypatch.delenv("LUTRA_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert Options.parse({}).cache_directory() == tmp_path / "xdg" / "lutra"
+
+
+def test_equal_options_have_equal_fingerprints_and_different_ones_differ():
+    data = {"lutra": 1, "name": "mine", "passes": [{"fuse": {}}]}
+    first = Options.parse({"recipe": data}).fingerprint()
+    assert first == Options.parse({"recipe": dict(data), "strict": False}).fingerprint()
+    different = [{"recipe": "w4"}, {"recipe": data, "strict": True}, {"recipe": {**data, "passes": []}}]
+    assert len({first, *(Options.parse(options).fingerprint() for options in different)}) == 4

@@ -1,0 +1,120 @@
+"""The command line, `lutra`: what recipes, passes and targets there are, and the executable cache."""
+
+import json
+import shutil
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..ir.errors import LutraError
+from ..passes.registry import available_passes
+from ..recipes.loading import library, load_recipe
+from .options import Options
+
+app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+cache_app = typer.Typer(help="The cache of compiled executables.", no_args_is_help=True)
+app.add_typer(cache_app, name="cache")
+
+CacheDir = Annotated[Path | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="library name or path; all of the library when left out")] = None,
+    var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")] = None,
+) -> None:
+    """List the recipes of the library, or print one with everything that it extends and every default written out."""
+    passes = available_passes()
+    if name is not None:
+        print(load_recipe(name, passes, vars=_variables(var or [])).to_yaml(), end="")
+        return
+    table = _table("recipe", "passes", "description")
+    for each in library():
+        recipe = load_recipe(each, passes)
+        names = dict.fromkeys(step.pass_.name for step in recipe.steps)
+        table.add_row(each, ", ".join(names), recipe.description)
+    _show(table)
+
+
+@app.command()
+def passes() -> None:
+    """List the passes that a recipe can name, with their parameters and defaults."""
+    table = _table("pass", "kind", "parameters", "what it does")
+    for name, cls in sorted(available_passes().items()):
+        parameters = "\n".join(
+            field.name if field.default is MISSING else f"{field.name}: {json.dumps(field.default, default=str)}"
+            for field in fields(cls)
+        )
+        table.add_row(name, cls.kind, parameters or "none", (cls.__doc__ or "").strip().split("\n")[0])
+    _show(table)
+
+
+@app.command()
+def targets() -> None:
+    """List the targets that code is generated for, and which of them this machine can run."""
+    from ..codegen.targets import TARGETS  # loads TVM, which no other command needs
+
+    table = _table("target", "this machine")
+    for target in TARGETS.values():
+        table.add_row(target.name, "yes" if target.available() else "no")
+    _show(table)
+
+
+@cache_app.command()
+def info(cache_dir: CacheDir = None) -> None:
+    """Say where compiled executables are kept and how much room they take."""
+    folder = _cache_folder(cache_dir)
+    sizes = [sum(f.stat().st_size for f in entry.rglob("*") if f.is_file()) for entry in _entries(folder)]
+    print(f"{folder}: {len(sizes)} executables, {sum(sizes) / 1e6:.1f} MB")
+
+
+@cache_app.command()
+def clear(cache_dir: CacheDir = None) -> None:
+    """Remove all compiled executables; they are built again when they are needed."""
+    folder = _cache_folder(cache_dir)
+    entries = _entries(folder)
+    for entry in entries:
+        shutil.rmtree(entry)
+    print(f"{folder}: removed {len(entries)} executables")
+
+
+def main() -> None:
+    """Entry point: errors that Lutra or the file system raises are one line and exit code 2."""
+    try:
+        app()
+    except (LutraError, OSError) as error:
+        print(f"lutra: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _variables(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    for pair in pairs:
+        if "=" not in pair:
+            raise LutraError(f"--var takes NAME=VALUE, got {pair!r}")
+    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _cache_folder(given: Path | None) -> Path:
+    return Options.parse({"cache_dir": given}).cache_directory()
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Folders that hold an executable: nothing else that lies there is ever counted or removed."""
+    from ..codegen.cache import MANIFEST
+
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+
+
+def _table(*headings: str) -> Table:
+    return Table(*headings, header_style="bold", show_lines=False)
+
+
+def _show(table: Table) -> None:
+    Console().print(table)

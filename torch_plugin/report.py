@@ -1,0 +1,106 @@
+"""What was compiled, for people: `print(lutra.reports(model)[0])`."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from torch import nn
+
+from ..ir.graph import Phase
+from ..passes.base import PassReport
+from .compiled_graph import CompiledGraph
+from .model_state import ModelState, _states
+
+_WIDTH = 110
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One compiled graph.
+
+    `kernels`: kernel -> calls. `fallbacks`: torch operator -> calls, for what code generation cannot lower. `cache`:
+    "hit" or "miss: reason". `seconds`: stage -> time. `packed_bytes`: packed weights, shared by all graphs."""
+
+    phase: Phase
+    passes: tuple[PassReport, ...]
+    kernels: Mapping[str, int]
+    fallbacks: Mapping[str, int]
+    cache: str
+    seconds: Mapping[str, float]
+    packed_bytes: int
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=_WIDTH, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Group:
+        """The report as rich renders it."""
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("kernels", _counts(self.kernels) or "none")
+        facts.add_row("torch fallbacks", _counts(self.fallbacks) or "none")
+        facts.add_row("packed weights", f"{self.packed_bytes / 1e6:.1f} MB, shared by the model's graphs")
+        facts.add_row("executable cache", self.cache)
+        stages = ", ".join(f"{stage} {time:.2f}" for stage, time in self.seconds.items())
+        facts.add_row("seconds", f"{sum(self.seconds.values()):.2f}" + (f" ({stages})" if stages else ""))
+        return Group(self._pass_table(), facts)
+
+    def _pass_table(self) -> Table:
+        table = Table(title=f"{self.phase} graph", title_justify="left", expand=True)
+        for heading, ratio in (("pass", 2), ("written at", 2), ("rewrites", 4), ("left alone", 3)):
+            table.add_column(heading, ratio=ratio)
+        for report in self.passes:
+            left = [f"{path}: {why}" for path, why in report.left]
+            more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+            origin = report.origin.replace("\\", "/").rsplit("/", 1)[-1]
+            table.add_row(report.name, origin, _counts(report.changed) or "none", "\n".join(left[:_SHOWN] + more))
+        return table
+
+
+def reports(model: Any) -> list[GraphReport]:
+    """The graphs compiled so far over the parameters of `model`, in order of compilation.
+
+    model: what `torch.compile` returned, the module or bound method that it was given, or any module that holds
+    parameters of it. Raises `TypeError` for anything else."""
+    return [_report(graph) for state in _states_of(_module(model)) for graph in state.graphs]
+
+
+def _module(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    owner = getattr(getattr(model, "_torchdynamo_orig_callable", model), "__self__", None)
+    if not isinstance(owner, nn.Module):
+        raise TypeError(f"reports() takes a module, or a method of one, compiled or not; got {type(model).__name__}")
+    return owner
+
+
+def _states_of(module: nn.Module) -> Iterator[ModelState]:
+    seen: set[int] = set()
+    for parameter in module.parameters():
+        for reference in _states.get(parameter, {}).values():
+            state = reference()
+            if state is not None and id(state) not in seen:
+                seen.add(id(state))
+                yield state
+
+
+def _report(compiled: CompiledGraph) -> GraphReport:
+    summary = compiled.executable.summary
+    return GraphReport(
+        phase=compiled.graph.phase,
+        passes=tuple(compiled.pass_reports),
+        kernels=dict(summary.kernels),
+        fallbacks=dict(summary.fallbacks),
+        cache=summary.cache,
+        seconds=dict(summary.seconds),
+        packed_bytes=compiled.graph.store.packed_bytes(),
+    )
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ordered)
