@@ -1,7 +1,7 @@
 """Run a graph in the IR without code generation: the ground truth that passes and lowerings are compared with.
 
-Torch operators run as torch operators, `lutra` operations by their reference semantics, parameters are read from the graph's
-store when an operation uses them. Sizes and shapes may be symbolic: `shapes.py` runs the same loop on fake tensors.
+Torch operators run as torch operators, `lutra` operations by their reference semantics, parameters are read from the
+graph's store when an operation uses them. Shapes may be symbolic: `shapes.py` runs the same loop on fake tensors.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,8 +19,9 @@ Call = Callable[[OperatorCall, list[Any]], tuple[Any, ...]]
 def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
     """Results of `@main` for `inputs` (one per block argument: tensors, or ints for symbolic sizes).
 
-    In-place updates come as values among the results, at the indices that `graph.mutations` names; no argument is written.
-    Raises `CaptureError` for an operation that has no semantics or whose operands do not fit, naming it and its place."""
+    In-place updates come as values among the results, at the indices that `graph.mutations` names; no argument is
+    written. Raises `CaptureError` for an operation that has no semantics or whose operands do not fit, naming it and
+    its place."""
     return evaluate(graph, inputs)
 
 
@@ -32,10 +33,11 @@ def evaluate(
     parameter: Callable[[Any], Any] | None = None,
     call: Call | None = None,
 ) -> list[Any]:
-    """As `interpret`, with the loop open: `on_value(MLIR value, Python value)` sees every block argument and result once, in order.
+    """As `interpret`, with the loop open.
 
-    parameter: value of a `lutra.param` operation; by default what the store has, read anew at each use and not kept (then
-    `on_value` is not called for it). call: runs one operation on the values of its slots."""
+    on_value: called with every block argument and result (an MLIR value) and what it is in Python, once, in order.
+    parameter: value of a `lutra.param` operation; by default what the store has, read anew at each use and not kept
+    (then `on_value` is not called for it). call: runs one operation on the values of its slots."""
     read = parameter or (lambda op: _Deferred(graph, ir.StringAttr(op.attributes["sym"]).value))
     run = call or (lambda operator, values: operator(*values))
     environment: dict[Any, Any] = {}
@@ -92,7 +94,7 @@ class _Deferred:
 
 
 def _plan(operations: list[Any]) -> tuple[list[Any], dict[Any, int]]:
-    """The call that each operation makes (None for parameters and the return), and the last operation that reads a value."""
+    """The call that each operation makes (None for parameters and the return), and where each value is read last."""
     calls: list[Any] = []
     last_use: dict[Any, int] = {}
     for index, op in enumerate(operations):

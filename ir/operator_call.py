@@ -22,7 +22,7 @@ from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT, TORCH_LAYOUT_TO_IN
 
 from .errors import CaptureError
 from .reference import REFERENCE
-from .types import as_tensor_type, tensor_type
+from .types import tensor_type
 
 _IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path"}
 
@@ -83,7 +83,7 @@ class OperatorCall:
 
 
 def operation_name(operation: Any) -> str:
-    """Name of an MLIR operation as `OperatorCall` spells it: without "torch.", `torch.operator` by the name it carries."""
+    """Name of an MLIR operation without "torch."; of a `torch.operator` the one that it carries."""
     name = operation.name
     if name == "torch.operator":
         name = ir.StringAttr(operation.attributes["name"]).value

@@ -1,8 +1,9 @@
 """What every `lutra` operation computes, in plain torch: the oracle for its lowering, and what the interpreter runs.
 
-A function takes the operands by their names in `dialect.py` and the attributes as keywords. It never looks at values (no `.item()`, no
-branch on data), so that it also runs on fake tensors with symbolic sizes. Some attributes are no attributes in the IR but follow
-from the result's type; `operator_call.py` adds them: `size` of a split, `dtype` of a table linear.
+A function takes the operands by their names in `dialect.py` and the attributes as keywords. It never looks at values
+(no `.item()`, no branch on data), so that it also runs on fake tensors with symbolic sizes. Two keywords are no
+attributes in the IR but follow from the result's type (`operator_call.py` adds them): `size` of a split, `dtype` of a
+table linear.
 """
 
 from collections.abc import Callable
@@ -92,7 +93,7 @@ def kv_update(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float, causal: bool, merge_heads: bool
 ) -> Tensor:
-    """`lutra.attention`, evaluated in float32 and rounded once; rows in which nothing may be attended give zeros, as torch's do."""
+    """`lutra.attention`, evaluated in float32 and rounded once; a query that may attend nothing gives zeros."""
     repeats = q.shape[1] // k.shape[1]
     keys, values = (t.float().repeat_interleave(repeats, 1) for t in (k, v))
     shift = mask if mask is None or mask.dtype == torch.bool else mask.float()
@@ -136,9 +137,9 @@ def _add_float(out: Tensor, *terms: Tensor | None) -> Tensor:
 def _entry_weights(weight: QuantizedWeight, entries: int) -> Tensor:
     """`[N, T * entries]` float32: how often, and with which scale, each table entry goes into each output.
 
-    A quantised linear is linear in the table entries, so this matrix *is* the table linear. Plane i of table t selects the entry whose
-    pattern its four +-1 signs spell; in a half table the patterns with the top bit set read `-T[~w]`. sum(x) of a table is its entry
-    of all ones, `T[15]`, in a half table `-T[0]`."""
+    A quantised linear is linear in the table entries, so this matrix *is* the table linear. Plane i of table t selects
+    the entry whose pattern its four +-1 signs spell; in a half table the patterns with the top bit set read `-T[~w]`.
+    sum(x) of a table is its entry of all ones, `T[15]`, in a half table `-T[0]`."""
     n, k = weight.codes.shape
     tables = -(-k // TABLE_COLUMNS)
     device = weight.codes.device
