@@ -7,9 +7,12 @@ An operation made from several modules' operations (q/k/v in one linear) carries
 joined with "|", in the order of its parts.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from torch_mlir import ir
 from torch_mlir.passmanager import PassManager
 from torch_mlir.rewrite import RewritePatternSet, apply_patterns_and_fold_greedily
@@ -125,6 +128,15 @@ def constant(value: Value) -> Any:
     if isinstance(attribute, ir.IntegerAttr | ir.FloatAttr | ir.BoolAttr | ir.StringAttr):
         return attribute.value
     return NotConstant
+
+
+def literal(op: Any) -> torch.Tensor | None:
+    """The tensor of a `torch.vtensor.literal`; None where its elements are not spelled out."""
+    attribute, type_ = op.operation.attributes["value"], tensor_type(op.operation.results[0].type)
+    if not isinstance(attribute, ir.DenseElementsAttr):
+        return None
+    shape = [n or 0 for n in type_.shape]
+    return torch.tensor(np.array(attribute)).to(type_.dtype).reshape(-1).expand(math.prod(shape)).reshape(shape).clone()
 
 
 class NotConstant:

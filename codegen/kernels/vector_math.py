@@ -1,12 +1,13 @@
 """Elementary functions on float32 TIR vectors: LLVM turns calls of libm into one scalar call a lane, these stay in registers.
 
 Every function takes and returns an expression of type `float32x{lanes}` and may bind intermediate values in the statement that is
-being built (TIR is generated as a tree: an unbound value that is used twice is computed, and compiled, twice); Cody-Waite reduction and the minimax polynomials are
-those of the Cephes library (Moshier), the tail of erf is Abramowitz and Stegun 7.1.26.
+being built, because TIR is generated as a tree: an unbound value that is used twice is compiled twice. Cody-Waite reduction and
+the minimax polynomials are those of the Cephes library (Moshier), the tail of erf is Abramowitz and Stegun 7.1.26.
 """
 
 from collections.abc import Callable, Sequence
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from ..targets.base import Expr, half
@@ -33,10 +34,11 @@ def vector_type(element: str, lanes: int) -> str:
 
 def reduce_lanes(combine: Callable[[Expr, Expr], Expr], vector: Expr, element: str, lanes: int) -> Expr:
     """The scalar that `combine` (associative, commutative) makes of all lanes (a power of two), as a tree."""
-    while lanes > 1:
+    while lanes > 2:
         lanes //= 2
         vector = combine(*(half(vector, vector_type(element, lanes), high) for high in (False, True)))
-    return vector
+    # Not `half`: LLVM would make vectors of one lane, which casts to float16 reject.
+    return combine(*(tirx.Shuffle([vector], [T.int32(lane)]) for lane in range(2)))
 
 
 def round_to_int(x: Expr, lanes: int) -> Expr:

@@ -1,0 +1,134 @@
+"""From a graph of the IR to an `Executable`: look in the cache, else lower to Relax, compile with TVM, store."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from ..ir.graph import Graph
+from .cache import Entry, ExecutableCache, Key
+from .executable import Executable, ExecutableSummary
+from .lowering import Lowered, Lowering
+from .schedule import schedule_elementwise
+from .targets import Target
+from .weights import to_data
+
+
+@dataclass(frozen=True)
+class CodegenOptions:
+    """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup" or "dot". cache: None compiles anew.
+
+    dump: receives Relax and TIR as text. progress: told which stage runs."""
+
+    strict: bool = False
+    kernel_family: str = "auto"
+    cache: ExecutableCache | None = None
+    dump: Callable[[str, str], None] | None = None
+    progress: Callable[[str], None] = lambda stage: None
+
+
+def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Executable:
+    """Compile `graph` for `target` and bind it to the graph's parameters; raises `LoweringError` (strict)."""
+    key = _key(graph, target, options)
+    store = options.cache or ExecutableCache(None)
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    entry, outcome = store.find(key)
+    if entry is None or options.dump is not None:
+        entry = _build(key, graph, target, options, store, seconds)
+    if options.cache is None:
+        outcome = "off"
+    options.progress("weights")
+    summary = ExecutableSummary(entry.manifest["kernels"], entry.manifest["fallbacks"], outcome, seconds)
+    bound = time.perf_counter()
+    executable = Executable(entry, graph.store, summary)
+    seconds["load and pack weights"] = time.perf_counter() - bound
+    seconds["total"] = time.perf_counter() - start
+    return executable
+
+
+def _build(
+    key: Key, graph: Graph, target: Target, options: CodegenOptions, store: ExecutableCache, seconds: dict[str, float]
+) -> Entry:
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        options.progress(stage)
+        start = time.perf_counter()
+        result = work()
+        seconds[stage] = time.perf_counter() - start
+        return result
+
+    lowering = Lowering(graph, target, options.kernel_family, options.strict)
+    lowered: Lowered = timed("lower", lowering.run)
+    if options.dump is not None:
+        options.dump("relax.py", lowered.module.script())
+    module = timed("optimise", lambda: _pipeline()(lowered.module))
+    if options.dump is not None:
+        options.dump("tir.py", module.script())
+    library = timed("generate", lambda: relax.build(module, target.tvm_target(), relax_pipeline=None, exec_mode="compiled"))
+    manifest = {
+        "weights": [to_data(w) for w in lowered.weights],
+        "outputs": lowered.outputs,
+        "kernels": lowered.kernels,
+        "fallbacks": lowered.fallbacks,
+    }
+    return timed("store", lambda: store.add(key, manifest, lambda path: library.export_library(str(path))))
+
+
+def _pipeline() -> tvm.transform.Pass:
+    """Relax to calls of scheduled functions over planned memory."""
+    passes = relax.transform
+    return tvm.transform.Sequential(
+        [
+            passes.LegalizeOps(),
+            passes.AnnotateTIROpPattern(),
+            passes.FoldConstant(),
+            passes.FuseOps(),
+            passes.FuseTIR(),
+            passes.DeadCodeElimination(),
+            schedule_elementwise,
+            passes.RewriteDataflowReshape(),
+            passes.ToNonDataflow(),
+            passes.RemovePurityChecking(),
+            passes.CallTIRRewrite(),
+            passes.StaticPlanBlockMemory(),
+            passes.LowerAllocTensor(),
+            passes.KillAfterLastUse(),
+            passes.LowerRuntimeBuiltin(),
+            passes.ComputePrimValue(),
+            passes.VMShapeLower(),
+            passes.AttachGlobalSymbol(),
+        ]
+    )
+
+
+def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
+    """Everything that the executable depends on. Weights' values are not in it: they are bound at load."""
+    inputs = [(str(i.symbol), i.mutated, [str(d) for d in shape]) for i, shape in zip(graph.inputs, graph.input_shapes, strict=True)]
+    text = f"{graph.module}\n{graph.phase}\n{inputs}\n{sorted((str(s), r) for s, r in graph.symbol_ranges.items())}"
+    return Key(
+        {
+            "graph": hashlib.sha256(text.encode()).hexdigest(),
+            "target": f"{target.name} {target.tvm_target()}",
+            "options": f"family {options.kernel_family}, strict {options.strict}",
+            "versions": _versions(),
+        }
+    )
+
+
+@cache
+def _versions() -> str:
+    """Libraries by version, our own code by content."""
+    code = hashlib.sha256()
+    package = Path(__file__).resolve().parent.parent
+    for folder in ("codegen", "ir"):
+        for path in sorted((package / folder).rglob("*.py")):
+            code.update(path.read_bytes())
+    names = ("torch", "apache-tvm", "apache-tvm-ffi", "torch-mlir")
+    return ", ".join([*(f"{name} {metadata.version(name)}" for name in names), f"lutra {code.hexdigest()[:16]}"])

@@ -1,0 +1,66 @@
+"""A compiled graph that can be called: a library on disk bound to the weights of one parameter store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import tvm
+import tvm_ffi
+from tvm import relax
+
+from ..ir.params import ParameterStore
+from .cache import Entry
+from .parallel import use_torch_threads
+from .runtime import register
+from .weights import ALIGNMENT, from_data
+
+
+@dataclass(frozen=True)
+class ExecutableSummary:
+    """What runs: calls of each kernel, torch operators without a lowering, where the code came from ("hit", "miss: why"), stages in
+    seconds."""
+
+    kernels: dict[str, int]
+    fallbacks: dict[str, int]
+    cache: str
+    seconds: dict[str, float]
+
+
+class Executable:
+    """Call it with the graph's inputs (tensors and ints, in order); it returns the graph's results in order."""
+
+    def __init__(self, entry: Entry, store: ParameterStore, summary: ExecutableSummary) -> None:
+        register()
+        self.summary = summary
+        self._outputs: list[tuple[str, Any]] = [(kind, value) for kind, value in entry.manifest["outputs"]]
+        self._library = tvm.runtime.load_module(str(entry.library))
+        use_torch_threads(entry.library)
+        self._machine = relax.VirtualMachine(self._library, tvm.cpu())
+        self._main = self._machine["main"]
+        # The torch tensors are kept as well: they own the memory.
+        self._weights = [from_data(data).resolve(store) for data in entry.manifest["weights"]]
+        self._bound = [tvm_ffi.from_dlpack(weight) for weight in self._weights]
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        sizes, tensors = [], []
+        for value in inputs:
+            if isinstance(value, torch.Tensor):
+                tensors.append(_usable(value))
+            else:
+                sizes.append(int(value))
+        results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound)
+        return [self._result(kind, value, results) for kind, value in self._outputs]
+
+    @staticmethod
+    def _result(kind: str, value: Any, results: Sequence[Any]) -> Any:
+        if kind == "literal":
+            return value
+        return results[0][value] if kind == "size" else torch.from_dlpack(results[value])
+
+
+def _usable(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` itself when compiled code may read it where it is: compact and aligned; else a copy."""
+    if not tensor.is_contiguous():
+        tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor.detach()

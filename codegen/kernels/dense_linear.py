@@ -1,0 +1,84 @@
+"""Matrix-vector products with floating-point weights, for the few rows of a decode step: bounded by reading the weight once.
+
+bfloat16 weights are read as pairs in 32-bit words: the low half shifted up and the high half masked are float32 values, even and odd
+columns in two vectors; x is laid out the same way beforehand.
+"""
+
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .function import kernel
+from .vector_math import reduce_lanes
+
+LANES = 16
+ROWS = 4
+"""Rows of the weight that one step of the inner loop reads: four memory streams a thread."""
+
+
+@cache
+def dense_linear(
+    m: int, n: int, k: int, weight_dtype: str, dtype: str, bias: str | None, residual: bool
+) -> tirx.PrimFunc | None:
+    """`out[m, n] = round(x[m, k] W[n, k]^T) (+ bias[n]) (+ residual[m, n])`, accumulated in float32.
+
+    `weight_dtype`: float32, float16 or bfloat16 (the weight is passed as uint16). `dtype`: of x, residual and out. None where k is no
+    multiple of 32: a library product is used there."""
+    chunk = 2 * LANES if weight_dtype == "bfloat16" else LANES
+    if k % (2 * LANES):
+        return None
+    packed = weight_dtype == "bfloat16"
+    stored = "uint16" if packed else weight_dtype
+    blocks = -(-n // ROWS)
+
+    def widened(weight: Any, row: Any, column: Any) -> list[Any]:
+        """The columns `column...` of a row as float32 vectors: even and odd ones for bfloat16."""
+        if not packed:
+            return [T.Cast("float32x16", weight[row, T.ramp(column, 1, LANES)])]
+        words = T.reinterpret("uint32x16", weight[row, T.ramp(column, 1, 2 * LANES)])
+        even = words << T.broadcast(T.uint32(16), LANES)
+        odd = words & T.broadcast(T.uint32(0xFFFF0000), LANES)
+        return [T.reinterpret("float32x16", even), T.reinterpret("float32x16", odd)]
+
+    def step(weight: Any, x: Any, acc: Any, block: Any, c: Any) -> None:
+        for row in range(ROWS):
+            parts = widened(weight, T.min(block * ROWS + row, n - 1), c * chunk)
+            for i in range(m):
+                value = acc[i * ROWS + row, T.ramp(0, 1, LANES)]
+                for half, part in enumerate(parts):
+                    value = value + part * x[i, half, T.ramp(c * LANES, 1, LANES)]
+                T.buffer_store(acc, value, [i * ROWS + row, T.ramp(0, 1, LANES)])
+
+    def rounded(value: Any) -> Any:
+        return T.Cast("float32", T.Cast(dtype, value)) if dtype != "float32" else value
+
+    def finish(acc: Any, out: Any, extra: list[Any], block: Any) -> None:
+        for row in range(ROWS):
+            with T.If(block * ROWS + row < n), T.Then():
+                for i in range(m):
+                    value, column = rounded(reduce_lanes(lambda a, b: a + b, acc[i * ROWS + row, T.ramp(0, 1, LANES)], "float32", LANES)), block * ROWS + row
+                    for number, operand in enumerate(extra):
+                        added = operand[column] if bias and number == 0 else operand[i, column]
+                        value = rounded(value + T.Cast("float32", added))
+                    T.buffer_store(out, T.Cast(dtype, value), [i, column])
+
+    def body(x: Any, weight: Any, *rest: Any) -> None:
+        *extra, out = rest
+        halves = chunk // LANES
+        spread = T.alloc_buffer((m, halves, k // halves), "float32", scope="global")
+        with T.serial(0, m) as i, T.serial(0, k // chunk) as c, T.serial(0, LANES) as lane:
+            for half in range(halves):
+                source = c * chunk + (2 * lane + half if packed else lane)
+                T.buffer_store(spread, T.Cast("float32", x[i, source]), [i, half, c * LANES + lane])
+        with T.parallel(0, blocks) as block:
+            acc = T.alloc_buffer((m * ROWS, LANES), "float32", scope="local")
+            for index in range(m * ROWS):
+                T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
+            with T.serial(0, k // chunk) as c:
+                step(weight, spread, acc, block, c)
+            finish(acc, out, extra, block)
+
+    extra = [*([((n,), bias)] if bias else []), *([((m, n), dtype)] if residual else [])]
+    return kernel([((m, k), dtype), ((n, k), stored), *extra, ((m, n), dtype)], body)

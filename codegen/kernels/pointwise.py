@@ -1,0 +1,67 @@
+"""Gates of feed-forward blocks and the reading of embedding tables."""
+
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from . import vector_math
+from .function import kernel
+
+LANES = 16
+CHUNK = 16
+"""Vectors of one parallel step."""
+
+
+@cache
+def gated_mlp(features: int, activation: str, dtype: str, merged: bool) -> tirx.PrimFunc:
+    """`out[m, F] = activation(gate) * up`, gate and up in one `[m, 2F]` buffer (`merged`) or in two.
+
+    The activation is rounded to `dtype` before the product, as torch does."""
+    m = tirx.Var("m", "int64")
+    vectors, tail = divmod(features, LANES)
+
+    def body(*buffers: Any) -> None:
+        gate, up, out = buffers[0], buffers[-2], buffers[-1]
+        shift = features if merged else 0
+
+        def column(row: Any, c: Any, lanes: int) -> None:
+            at, above = (c, c + shift) if lanes == 1 else (T.ramp(c, 1, lanes), T.ramp(c + shift, 1, lanes))
+            wide, narrow = vector_math.vector_type("float32", lanes), vector_math.vector_type(dtype, lanes)
+            # Through a local buffer: TVM forgets to widen bfloat16 inside the values that `vector_math` binds.
+            x = T.alloc_buffer((lanes,), "float32", scope="local")
+            whole = 0 if lanes == 1 else T.ramp(0, 1, lanes)
+            T.buffer_store(x, T.Cast(wide, gate[row, at]), [whole])
+            value = vector_math.ACTIVATIONS[activation](x[whole], lanes)
+            value = T.Cast(wide, T.Cast(narrow, value)) * T.Cast(wide, up[row, above])
+            T.buffer_store(out, T.Cast(narrow, value), [row, at])
+
+        chunks = -(-vectors // CHUNK)
+        if chunks:
+            with T.parallel(0, m * chunks) as task:
+                row, first = task // chunks, task % chunks * CHUNK
+                with T.serial(first, T.min(first + CHUNK, T.int64(vectors))) as c:
+                    column(row, c * LANES, LANES)
+        if tail:
+            with T.serial(0, m) as row, T.serial(vectors * LANES, features) as c:
+                column(row, c, 1)
+
+    inputs = [((m, 2 * features), dtype)] if merged else [((m, features), dtype)] * 2
+    return kernel([*inputs, ((m, features), dtype)], body)
+
+
+@cache
+def embedding(rows: int, features: int, dtype: str, index_dtype: str) -> tirx.PrimFunc:
+    """`out[m, F] = table[index[m]]`. Not torch's error but a row of NaN for an index outside the table."""
+    m = tirx.Var("m", "int64")
+
+    def body(table: Any, index: Any, out: Any) -> None:
+        with T.parallel(0, m) as i:
+            row = index[i]
+            inside = tirx.all(row >= 0, row < rows)
+            safe = T.max(T.min(row, rows - 1), 0)
+            with T.serial(0, features) as c:
+                T.buffer_store(out, T.Select(inside, table[safe, c], T.Cast(dtype, T.float32(float("nan")))), [i, c])
+
+    return kernel([((rows, features), dtype), ((m,), index_dtype), ((m, features), dtype)], body)

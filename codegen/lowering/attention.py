@@ -1,0 +1,91 @@
+"""Attention, rotary embedding and cache updates."""
+
+from typing import Any
+
+from tvm import relax, te, tirx
+
+from ...ir.rewriting import name_of, single_use
+from ..kernels.attention import Mask, decode_attention, kv_update
+from .builder import Lowering, dtype_name
+from .registry import DECLINED, lowers
+
+
+@lowers("lutra.attention")
+def _attention(low: Lowering, op: Any) -> Any:
+    q, k, mask = low.sizes(op.q), low.sizes(op.k), op.mask
+    dtype = dtype_name(low.dtype(op.q))
+    operands = [low[op.q], low[op.k], low[op.v]]
+    type_ = low.tensor_type(op.out)
+    merged, causal = bool(op.merge_heads.value), bool(op.causal.value)
+    form = _mask_form(low, op)
+    # One query sees key 0 alone under a top-left causal mask: not a decode step.
+    if q[2] == 1 and isinstance(q[1], int) and not causal and q[3] == low.sizes(op.v)[3] and form is not False:
+        function = decode_attention(q[1], k[1], q[3], dtype, op.scale.value, form)
+        if function is not None:
+            flat = relax.TensorType([q[0], 1, q[1] * q[3]], dtype)
+            result = low.kernel("decode_attention", function, [*operands, *([low[mask]] if form else [])], flat)
+            return result if merged else low.reshape(result, low.sizes(op.out))
+    name = "attention" + ("_causal" if causal else "") + ("_mask" if mask is not None else "") + ("_merged" if merged else "")
+    operands += [low[mask]] if mask is not None else []
+    low.kernels[f"torch:{name}"] += 1
+    scale = relax.prim_value(tirx.FloatImm("float64", op.scale.value))
+    call = relax.call_pure_packed(f"lutra.library.{name}", scale, *operands, ty_args=[type_])
+    return low.emit(call, op.out)
+
+
+def _mask_form(low: Lowering, op: Any) -> Mask | None | bool:
+    """How the decode kernel reads the mask; False for a mask that it cannot read."""
+    if op.mask is None:
+        return None
+    sizes, q = low.sizes(op.mask), low.sizes(op.q)
+    if len(sizes) != 4 or sizes[2] != 1 or low.types.shape(op.mask)[3] != low.types.shape(op.k)[2]:
+        return False
+    if (sizes[0] != 1 and low.types.shape(op.mask)[0] != low.types.shape(op.q)[0]) or sizes[1] not in (1, q[1]):
+        return False
+    per_batch = not (isinstance(sizes[0], int) and sizes[0] == 1)
+    return Mask(dtype_name(low.dtype(op.mask)), per_batch, sizes[1] != 1)
+
+
+@lowers("lutra.kv_update")
+def _kv_update(low: Lowering, op: Any) -> Any:
+    sizes = low.sizes(op.cache)
+    if not (isinstance(sizes[1], int) and isinstance(sizes[3], int)):
+        return DECLINED
+    dtype = dtype_name(low.dtype(op.cache))
+    inplace = _may_overwrite(low, op.cache)
+    function = kv_update(sizes[1], sizes[3], dtype, copy=not inplace)
+    operands = [low[op.cache], low[op.new], low[op.positions]]
+    name = "kv_update" if inplace else "kv_update_copy"
+    return low.kernel(name, function, operands, low.tensor_type(op.out), inplace=0 if inplace else None)
+
+
+def _may_overwrite(low: Lowering, cache: Any) -> bool:
+    """Nobody else reads the cache's old value, and it is ours: made in this graph, or an argument that the graph updates."""
+    if not single_use(cache):
+        return False
+    if name_of(cache):
+        return name_of(cache) not in ("lutra.param", "torch.vtensor.literal")
+    position = cache.arg_number
+    return low.graph.inputs[position].mutated
+
+
+@lowers("lutra.rope")
+def _rope(low: Lowering, op: Any) -> Any:
+    """One elementwise function, which Relax fuses with the reshapes before it."""
+    half = low.sizes(op.x)[3] // 2
+    dtype = dtype_name(low.dtype(op.x))
+    batched = low.sizes(op.cos)[0] != 1
+
+    def rope(x: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
+        def element(b: Any, h: Any, s: Any, d: Any) -> Any:
+            row = b if batched else 0
+            other = tirx.if_then_else(d < half, -x[b, h, s, d + half], x[b, h, s, d - half])
+            values = (x[b, h, s, d], cos[row, s, d], other, sin[row, s, d])
+            wide = [v.astype("float32") for v in values]
+            products = [(wide[0] * wide[1]).astype(dtype), (wide[2] * wide[3]).astype(dtype)]
+            return (products[0].astype("float32") + products[1].astype("float32")).astype(dtype)
+
+        return te.compute(x.shape, element, name="rope")
+
+    low.kernels["rope"] += 1
+    return low.emit(low.builder.call_te(rope, low[op.x], low[op.cos], low[op.sin], primfunc_name_hint="rope"), op.out)

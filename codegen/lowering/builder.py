@@ -1,0 +1,258 @@
+"""One graph of the IR becomes one Relax function: walk its operations, ask the registry, fall back to torch.
+
+The function takes the symbolic integers (as one shape), the graph's tensors, and the weights it turned out to need. Sizes of every
+value come from `ir.shapes`, as sympy expressions, and are asserted on values whose size Relax cannot infer. A lowering may *defer* a
+value: it is computed only when somebody asks for the tensor, so that a consumer may take over the computation (a norm inside the
+quantisation of its result).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import tvm
+from tvm import relax, tirx
+
+from ...ir.errors import LoweringError
+from ...ir.graph import Graph
+from ...ir.operator_call import OperatorCall
+from ...ir.rewriting import operator_name, paths
+from ...ir.shapes import symbolic_values
+from ..kernels.packing import PackedLayout
+from ..targets.base import Target
+from ..weights import PackedWeight, PlainWeight, WeightSource, buffer_types
+from .registry import DECLINED, LOWERINGS
+from .symbols import Symbols
+
+TORCH_CALL = "lutra.torch_call"
+"""Packed function (`runtime.py`) that runs an `OperatorCall` given as JSON."""
+
+
+@dataclass
+class Deferred:
+    """A value not computed yet. `kind` and `operands` tell a consumer what it is; `emit()` computes it."""
+
+    kind: str
+    operands: dict[str, Any]
+    emit: Callable[[], relax.Var]
+
+
+@dataclass
+class Lowered:
+    """A Relax module whose function `main` computes a graph, and what its caller must know.
+
+    `outputs`: per result of the graph ("tensor", i), ("size", i) or ("literal", value), i counting the function's tensors or sizes."""
+
+    module: tvm.IRModule
+    weights: list[WeightSource]
+    outputs: list[tuple[str, Any]]
+    kernels: dict[str, int]
+    fallbacks: dict[str, int]
+
+
+@dataclass
+class Lowering:
+    """State of one lowering; `low[value]` is the lowered form of an MLIR value."""
+
+    graph: Graph
+    target: Target
+    kernel_family: str = "auto"
+    strict: bool = False
+    builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
+    symbols: Symbols = field(default_factory=Symbols)
+    kernels: Counter[str] = field(default_factory=Counter)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    memo: dict[Any, Any] = field(default_factory=dict)
+    _values: dict[Any, Any] = field(default_factory=dict)
+    _weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
+    _missing: list[str] = field(default_factory=list)
+
+    def run(self) -> Lowered:
+        """Lower the whole graph; raises `LoweringError` in strict mode when some operator has no lowering."""
+        self.types = symbolic_values(self.graph)
+        arguments = list(self.graph.function.regions[0].blocks[0].arguments)
+        sizes = [self.symbols.expression(i.symbol) for i in self.graph.inputs if i.symbol is not None]
+        params = [relax.Var("sizes", relax.ShapeType(sizes))]
+        for value, description in zip(arguments, self.graph.inputs, strict=True):
+            if description.symbol is not None:
+                self._values[value] = self.symbols.expression(description.symbol)
+                continue
+            params.append(relax.Var(f"input{len(params) - 1}", self.tensor_type(value)))
+            self._values[value] = params[-1]
+        with self.builder.function("main"):
+            self.builder.begin_scope(params)
+            with self.builder.dataflow():
+                for op in self.graph.operations:
+                    results = self._operation(op)
+                output = self.builder.emit_output(relax.Tuple(results[0]))
+            self.builder.end_scope()
+            self.builder.emit_func_output(output, params + list(self._weights.values()))
+        if self._missing:
+            raise LoweringError(
+                "strict: these operators have no lowering and would run as torch calls:\n  " + "\n  ".join(self._missing)
+            )
+        return Lowered(
+            self.builder.finalize(), list(self._weights), results[1], dict(self.kernels), dict(self.fallbacks)
+        )
+
+    def _operation(self, op: Any) -> Any:
+        operation = op.operation
+        name = operation_key(op)
+        if name == "func.return":
+            return self._results(list(operation.operands))
+        integers = [self.types.integer(result) for result in operation.results]
+        if integers and all(i is not None for i in integers):
+            for result, value in zip(operation.results, integers, strict=True):
+                self._values[result] = self.symbols.expression(value)
+            return None
+        lower = LOWERINGS.get(name)
+        value = lower(self, op) if lower is not None else DECLINED
+        if value is DECLINED:
+            value = self.torch_call(op, self.fallbacks)
+        many = isinstance(value, list) and len(operation.results) != 1
+        for result, item in zip(operation.results, value if many else [value], strict=False):
+            self._values[result] = item
+        return None
+
+    def _results(self, values: list[Any]) -> tuple[list[relax.Expr], list[tuple[str, Any]]]:
+        tensors, sizes, kinds = [], [], []
+        for value in values:
+            item = self[value]
+            if isinstance(item, relax.Var):
+                kinds.append(("tensor", len(tensors) + 1))
+                tensors.append(item)
+            elif isinstance(item, tirx.PrimExpr | int) and not isinstance(item, bool):
+                kinds.append(("size", len(sizes)))
+                sizes.append(item)
+            else:
+                kinds.append(("literal", item))
+        return [relax.ShapeExpr(sizes), *tensors], kinds
+
+    # What lowerings read -----------------------------------------------------------------------------------------------
+
+    def __getitem__(self, value: Any) -> Any:
+        """A Relax variable for a tensor, else a Python constant, a TIR expression for a symbolic integer, or a list of those."""
+        item = self._values[value]
+        if isinstance(item, Deferred):
+            item = self._values[value] = item.emit()
+        return item
+
+    def peek(self, value: Any) -> Any:
+        """As `self[value]`, but a deferred value stays what it is."""
+        return self._values[value]
+
+    def sizes(self, value: Any) -> list[Any]:
+        """Sizes of a tensor value, Python ints where static, TIR expressions elsewhere."""
+        return self.symbols.shape(self.types.shape(value))
+
+    def dtype(self, value: Any) -> torch.dtype:
+        """Element type of a tensor value."""
+        return self.types.dtype(value)
+
+    def tensor_type(self, value: Any) -> relax.TensorType:
+        """The Relax type of a tensor value."""
+        return relax.TensorType(self.sizes(value), dtype_name(self.dtype(value)))
+
+    def rows(self, value: Any) -> Any:
+        """Product of all sizes but the last: the M of a matrix product."""
+        product: Any = 1
+        for size in self.sizes(value)[:-1]:
+            product = product * size
+        return product
+
+    # What lowerings write ----------------------------------------------------------------------------------------------
+
+    def emit(self, expression: relax.Expr, like: Any | None = None) -> relax.Var:
+        """Bind `expression`; with `like` (an MLIR value) its sizes are asserted where Relax did not infer them."""
+        var = self.builder.emit(expression)
+        if like is None:
+            return var
+        wanted = self.tensor_type(like)
+        return var if tvm.ir.structural_equal(var.ty, wanted) else self.builder.match_cast(var, wanted)
+
+    def kernel(
+        self,
+        name: str,
+        function: tirx.PrimFunc,
+        arguments: Sequence[relax.Expr],
+        types: relax.TensorType | list[relax.TensorType],
+        inplace: int | None = None,
+    ) -> Any:
+        """Call a kernel (equal ones are compiled once); a variable, or a list of them when `types` is a list."""
+        self.kernels[name] += 1
+        symbol = self.builder.add_func(function, name)
+        operands = relax.Tuple(list(arguments))
+        if inplace is not None:
+            return self.builder.emit(relax.op.call_tir_inplace(symbol, operands, [inplace], types))
+        result = self.builder.emit(relax.call_tir(symbol, operands, types))
+        return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))] if isinstance(types, list) else result
+
+    def library(self, name: str, arguments: Sequence[relax.Expr], type_: relax.TensorType) -> relax.Var:
+        """Call a function of `library.py` that writes into its last argument."""
+        self.kernels[f"torch:{name}"] += 1
+        return self.builder.emit(relax.op.call_dps_packed(f"lutra.library.{name}", relax.Tuple(list(arguments)), type_))
+
+    def reshape(self, value: relax.Var, sizes: Sequence[Any]) -> relax.Var:
+        """`value` with other sizes over the same elements."""
+        return self.builder.emit(relax.op.reshape(value, relax.ShapeExpr(list(sizes))))
+
+    def flat(self, value: relax.Var, rows: Any, columns: Any) -> relax.Var:
+        """`value` as a matrix."""
+        return self.reshape(value, [rows, columns])
+
+    # Weights -----------------------------------------------------------------------------------------------------------
+
+    def weight(self, symbol: str, shape: Sequence[int], dtype: torch.dtype, view: torch.dtype | None = None) -> relax.Var:
+        """The plain tensor `symbol`; `view` reads its bits as another type of the same size."""
+        source = PlainWeight(symbol, None if view is None else dtype_name(view))
+        return self._weight(source, relax.TensorType(list(shape), dtype_name(view or dtype)))
+
+    @staticmethod
+    def bits_view(dtype: torch.dtype) -> torch.dtype | None:
+        """The integer type that kernels read the bits of `dtype` as, or None where they read `dtype` itself."""
+        return torch.uint16 if dtype is torch.bfloat16 else None
+
+    def packed(self, symbol: str, layout: PackedLayout) -> list[relax.Var]:
+        """The buffers of quantised weight `symbol` in `layout`."""
+        return [
+            self._weight(PackedWeight(symbol, layout, part), relax.TensorType(list(shape), dtype))
+            for part, (shape, dtype) in enumerate(buffer_types(layout))
+        ]
+
+    def _weight(self, source: WeightSource, type_: relax.TensorType) -> relax.Var:
+        if source not in self._weights:
+            self._weights[source] = relax.Var(f"weight{len(self._weights)}", type_)
+        return self._weights[source]
+
+    # Torch fallback ----------------------------------------------------------------------------------------------------
+
+    def torch_call(self, op: Any, counter: Counter[str]) -> Any:
+        """Run `op` as the torch operator that it is; `counter` says whether that is a fallback or the intended library."""
+        call, slots = OperatorCall.of(op)
+        counter[call.name if counter is self.fallbacks else f"torch:{call.name}"] += 1
+        if self.strict and counter is self.fallbacks:
+            where = ", ".join(paths(op))
+            self._missing.append(f"{call.name}" + (f" at {where}" if where else ""))
+        operands = [item if isinstance(item := self[slot], relax.Expr) else relax.prim_value(item) for slot in slots]
+        results = list(op.operation.results)
+        types = [relax.TensorType(dtype=dtype_name(self.dtype(r)), ndim=len(self.types.shape(r))) for r in results]
+        type_ = types[0] if len(types) == 1 else relax.TupleType(types)
+        call_ = relax.call_pure_packed(TORCH_CALL, relax.StringImm(call.to_json()), *operands, ty_args=[type_])
+        out = self.builder.emit(call_)
+        if len(results) == 1:
+            return self.builder.match_cast(out, self.tensor_type(results[0]))
+        items = [self.builder.emit(relax.TupleGetItem(out, i)) for i in range(len(results))]
+        return [self.builder.match_cast(v, self.tensor_type(r)) for v, r in zip(items, results, strict=True)]
+
+
+def operation_key(op: Any) -> str:
+    """The name under which lowerings are registered."""
+    name = operator_name(op)
+    return name if name.startswith(("torch.", "lutra.", "func.")) else f"torch.{name}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """TVM's name of a torch dtype."""
+    return str(dtype).removeprefix("torch.")

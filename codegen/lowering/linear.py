@@ -1,0 +1,190 @@
+"""Linear layers, and the norms and gates that feed them.
+
+A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for all linears that
+read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows the weight is unpacked into a
+matrix and multiplied by torch's library.
+"""
+
+from typing import Any
+
+from tvm import relax
+
+from ...ir.quantization import WeightFormat
+from ...ir.rewriting import parameter_symbol, quantized_format
+from ..kernels.activations import precompute, precompute_outputs
+from ..kernels.dense_linear import dense_linear
+from ..kernels.dequantize import dequantize
+from ..kernels.lowbit_linear import low_bit_linear
+from ..kernels.norms import norm
+from ..kernels.packing import PackedLayout
+from ..kernels.pointwise import gated_mlp
+from ..targets.base import Family
+from .builder import Deferred, Lowering, dtype_name
+from .registry import DECLINED, lowers
+
+SMALL_M = 16
+"""Rows up to which weights are multiplied in packed form."""
+DENSE_M = 4
+"""Rows up to which floating-point weights are read by our own kernel."""
+
+
+@lowers("lutra.linear")
+def _linear(low: Lowering, op: Any) -> Any:
+    quantized = quantized_format(op.weight.type)
+    if quantized is None:
+        return _dense(low, op)
+    return _low_bit(low, op, op.x, quantized)
+
+
+@lowers("lutra.table")
+def _table(low: Lowering, op: Any) -> Any:
+    """Nothing yet: what is precomputed depends on the kernels that the linears choose."""
+    return ("table", op.x)
+
+
+@lowers("lutra.table_linear")
+def _table_linear(low: Lowering, op: Any) -> Any:
+    return _low_bit(low, op, low.peek(op.table)[1], quantized_format(op.weight.type))
+
+
+def _epilogue(low: Lowering, op: Any, rows: Any, n: int) -> list[relax.Var]:
+    """Bias and residual, where they are."""
+    extra = [low[op.bias]] if op.bias is not None else []
+    return extra + ([low.flat(low[op.residual], rows, n)] if op.residual is not None else [])
+
+
+def _dense(low: Lowering, op: Any) -> Any:
+    out, (n, k) = op.out, low.sizes(op.weight)
+    rows, dtype, weight_dtype = low.rows(op.x), dtype_name(low.dtype(op.x)), dtype_name(low.dtype(op.weight))
+    symbol = parameter_symbol(op.weight)
+    type_ = relax.TensorType([rows, n], dtype)
+    x = low.flat(low[op.x], rows, k)
+    bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
+    extra = _epilogue(low, op, rows, n)
+    floats = ("float32", "bfloat16", "float16")
+    function = None
+    if symbol is not None and isinstance(rows, int) and rows <= DENSE_M and dtype in floats and weight_dtype in floats:
+        function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None)
+    if function is not None:
+        view = low.bits_view(low.dtype(op.weight))
+        weight = low.weight(symbol, (n, k), low.dtype(op.weight), view)
+        result = low.kernel("dense_linear", function, [x, weight, *extra], type_)
+    else:
+        result = _library_linear(low, x, low[op.weight], op, extra, type_)
+    return low.reshape(result, low.sizes(out))
+
+
+def _library_linear(low: Lowering, x: relax.Var, weight: relax.Var, op: Any, extra: list[relax.Var], type_: Any) -> relax.Var:
+    name = "linear" + ("_bias" if op.bias is not None else "") + ("_residual" if op.residual is not None else "")
+    return low.library(name, [x, weight, *extra], type_)
+
+
+def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFormat]) -> Any:
+    n, k, format_ = quantized
+    rows, dtype = low.rows(x), dtype_name(low.dtype(x))
+    symbol = parameter_symbol(op.weight)
+    type_ = relax.TensorType([rows, n], dtype)
+    extra = _epilogue(low, op, rows, n)
+    m = rows if isinstance(rows, int) else None
+    small = m <= SMALL_M if m is not None else low.graph.phase == "decode"
+    family = _family(low, format_, m if small else None)
+    layout = PackedLayout.create(family, format_, n, k, low.target)
+    weight = low.packed(symbol, layout)
+    if small:
+        static = m if m is not None and m <= 8 else None
+        activations = _precomputed(low, x, family, layout, static)
+        bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
+        function = low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None)
+        result = low.kernel(f"{family}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
+    else:
+        matrix = relax.TensorType([n, k], dtype)
+        dense = low.kernel("dequantize", dequantize(layout, low.target, dtype), weight, matrix)
+        result = _library_linear(low, low.flat(low[x], rows, k), dense, op, extra, type_)
+    return low.reshape(result, low.sizes(op.out))
+
+
+def _family(low: Lowering, format_: WeightFormat, m: int | None) -> Family:
+    """Prefill and decode graphs must agree on one packed form: the table is asked for a single row."""
+    if low.kernel_family != "auto":
+        return low.kernel_family  # type: ignore[return-value]
+    return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+
+
+def _precomputed(low: Lowering, x: Any, family: Family, layout: PackedLayout, m: int | None) -> list[relax.Var]:
+    """Quantised activations or tables of `x`, computed once for all linears over it that read the same form."""
+    group, rows, k = layout.activation_group, low.rows(x), layout.k
+    key = ("precompute", x, family, group)
+    if key in low.memo:
+        return low.memo[key]
+    source, dtype = low.peek(x), dtype_name(low.dtype(x))
+    types = [relax.TensorType(list(shape), t) for shape, t in precompute_outputs(family, k, group, rows)]
+    if isinstance(source, Deferred):
+        prologue, inputs = source.operands["prologue"], source.operands["inputs"]()
+        name = f"{source.kind}+{family}_activations"
+    else:
+        prologue, inputs, name = None, [low.flat(low[x], rows, k)], f"{family}_activations"
+    function = precompute(family, k, group, m, dtype, low.target, prologue)
+    low.memo[key] = low.kernel(name, function, inputs, types)
+    return low.memo[key]
+
+
+@lowers("lutra.rms_norm", "lutra.layer_norm")
+def _norm(low: Lowering, op: Any) -> Any:
+    kind = "rms" if op.operation.name == "lutra.rms_norm" else "layer"
+    sizes, x, out = low.sizes(op.x), op.x, op.out
+    k, dtype, weight_dtype = sizes[-1], dtype_name(low.dtype(x)), dtype_name(low.dtype(op.weight))
+    bias = op.bias if kind == "layer" else None
+    if not isinstance(k, int) or low.dtype(out) != low.dtype(x) or (bias is not None and low.dtype(bias) != low.dtype(op.weight)):
+        return DECLINED
+    eps, rows, weight = op.eps.value, low.rows(x), op.weight
+    before = kind == "rms" and bool(op.round_before_weight.value)
+    sizes_out = low.sizes(out)
+
+    def inputs() -> list[relax.Var]:
+        parameters = [weight] if bias is None else [weight, bias]
+        return [low.flat(low[x], rows, k), *(low[p] for p in parameters)]
+
+    def emit() -> relax.Var:
+        function = norm(k, dtype, weight_dtype, eps, kind, bias is not None, before)
+        result = low.kernel(f"{kind}_norm", function, inputs(), relax.TensorType([rows, k], dtype))
+        return low.reshape(result, sizes_out)
+
+    if kind == "layer":
+        return emit()
+    prologue = ("rms_norm", eps, before, weight_dtype)
+    return Deferred("rms_norm", {"prologue": prologue, "inputs": inputs}, emit)
+
+
+@lowers("lutra.gated_mlp")
+def _gate(low: Lowering, op: Any) -> Any:
+    gate, up, activation, out = op.gate, op.up, op.activation.value, op.out
+    rows, dtype, sizes = low.rows(gate), dtype_name(low.dtype(gate)), low.sizes(out)
+    features = sizes[-1]
+    if not isinstance(features, int):
+        return DECLINED
+
+    def inputs() -> list[relax.Var]:
+        width = features if up is not None else 2 * features
+        return [low.flat(low[v], rows, width) for v in ([gate] if up is None else [gate, up])]
+
+    def emit() -> relax.Var:
+        function = gated_mlp(features, activation, dtype, up is None)
+        result = low.kernel("gated_mlp", function, inputs(), relax.TensorType([rows, features], dtype))
+        return low.reshape(result, sizes)
+
+    if up is not None:
+        return emit()
+    return Deferred("gated_mlp", {"prologue": ("gated_mlp", activation), "inputs": inputs}, emit)
+
+
+@lowers("torch.aten.linear", "torch.aten.mm", "torch.aten.bmm", "torch.aten.matmul", "torch.aten.addmm")
+def _product(low: Lowering, op: Any) -> Any:
+    """Products of activations: torch's library is the fastest there is, and no fallback."""
+    return low.torch_call(op, low.kernels)
+
+
+@lowers("torch.aten.scaled_dot_product_attention")
+def _attention(low: Lowering, op: Any) -> Any:
+    return low.torch_call(op, low.kernels)
+
+

@@ -1,0 +1,263 @@
+"""Operators that move elements or make new tensors: views, slices, joins, lookups, ranges, constants."""
+
+from typing import Any
+
+import torch
+from tvm import relax
+
+from ...ir.rewriting import constant, constant_list, literal
+from ..kernels.pointwise import embedding
+from .builder import Lowering, dtype_name
+from .pointwise import cast, operand
+from .registry import DECLINED, lowers
+
+R = relax.op
+
+
+@lowers(
+    "torch.aten.view",
+    "torch.aten._unsafe_view",
+    "torch.aten.reshape",
+    "torch.aten.unsqueeze",
+    "torch.aten.squeeze",
+    "torch.aten.squeeze.dim",
+    "torch.aten.squeeze.dims",
+    "torch.aten.flatten.using_ints",
+    "torch.aten.unflatten.int",
+)
+def _reshape(low: Lowering, op: Any) -> Any:
+    out = op.operation.results[0]
+    return low.reshape(low[op.operation.operands[0]], low.sizes(out))
+
+
+def permuted(low: Lowering, x: Any, out: Any, order: list[int]) -> relax.Var:
+    """`x` with its dimensions in `order`: a mere reshape where only dimensions of size 1 change places."""
+    sizes = low.sizes(x)
+    moving = [axis for axis in order if sizes[axis] != 1]
+    if moving == sorted(moving):
+        return low.reshape(low[x], low.sizes(out))
+    return low.emit(R.permute_dims(low[x], order), out)
+
+
+@lowers("torch.aten.transpose.int")
+def _transpose(low: Lowering, op: Any) -> Any:
+    x, first, second = op.operation.operands
+    rank = len(low.sizes(x))
+    order = list(range(rank))
+    a, b = constant(first) % rank, constant(second) % rank
+    order[a], order[b] = order[b], order[a]
+    return permuted(low, x, op.operation.results[0], order)
+
+
+@lowers("torch.aten.t")
+def _t(low: Lowering, op: Any) -> Any:
+    x = op.operation.operands[0]
+    return permuted(low, x, op.operation.results[0], list(range(len(low.sizes(x))))[::-1])
+
+
+@lowers("torch.aten.permute")
+def _permute(low: Lowering, op: Any) -> Any:
+    x, dims = op.operation.operands
+    order = constant_list(dims)
+    rank = len(low.sizes(x))
+    return permuted(low, x, op.operation.results[0], [d % rank for d in order]) if order else DECLINED
+
+
+@lowers("torch.aten.expand", "torch.aten.broadcast_to")
+def _expand(low: Lowering, op: Any) -> Any:
+    out = op.operation.results[0]
+    return low.emit(R.broadcast_to(low[op.operation.operands[0]], relax.ShapeExpr(low.sizes(out))), out)
+
+
+def sliced(low: Lowering, x: relax.Var, axis: int, start: Any, size: Any, step: int, like: Any) -> relax.Var:
+    """`x[..., start : start + size * step : step, ...]` along `axis`, with the type of `like`."""
+    end = start + (size - 1) * step + 1
+    return low.emit(R.strided_slice(x, [axis], [start], [end], [step], assume_inbound=True), like)
+
+
+@lowers("torch.aten.slice.Tensor")
+def _slice(low: Lowering, op: Any) -> Any:
+    x, dim, start, _, step = op.operation.operands
+    out = op.operation.results[0]
+    axis, first, stride = constant(dim), low[start], constant(step)
+    if not isinstance(axis, int) or not isinstance(stride, int):
+        return DECLINED
+    axis %= len(low.sizes(x))
+    size, whole = low.sizes(out)[axis], low.sizes(x)[axis]
+    if low.types.shape(out) == low.types.shape(x) and stride == 1:
+        return low[x]
+    if first is None:
+        first = 0
+    if not isinstance(first, int):
+        return DECLINED  # a symbolic start may be negative or beyond the end
+    if first < 0:
+        first = whole + first
+    return sliced(low, low[x], axis, first, size, stride, out)
+
+
+@lowers("torch.aten.select.int")
+def _select(low: Lowering, op: Any) -> Any:
+    x, dim, index = op.operation.operands
+    out = op.operation.results[0]
+    axis, place = constant(dim), low[index]
+    if not isinstance(axis, int) or not isinstance(place, int):
+        return DECLINED
+    sizes = low.sizes(x)
+    axis %= len(sizes)
+    first = place if place >= 0 else sizes[axis] + place
+    part = low.builder.emit(R.strided_slice(low[x], [axis], [first], [first + 1], [1], assume_inbound=True))
+    return low.reshape(part, low.sizes(out))
+
+
+@lowers("torch.aten.split.Tensor", "torch.aten.split_with_sizes", "torch.aten.unbind.int", "torch.aten.chunk")
+def _split(low: Lowering, op: Any) -> Any:
+    """A list whose members `ListUnpack` slices out: their sizes stand on its results."""
+    name, operands = op.operation.name, list(op.operation.operands)
+    axis = constant(operands[1] if name.endswith("unbind.int") else operands[2])
+    if not isinstance(axis, int) or any(u.owner.operation.name != "torch.prim.ListUnpack" for u in op.operation.results[0].uses):
+        return DECLINED
+    return ("split", operands[0], axis % len(low.sizes(operands[0])), name.endswith("unbind.int"))
+
+
+@lowers("torch.prim.ListUnpack")
+def _unpack(low: Lowering, op: Any) -> Any:
+    item = low[op.operation.operands[0]]
+    if isinstance(item, list):
+        return item
+    if not (isinstance(item, tuple) and item[0] == "split"):
+        return DECLINED
+    _, source, axis, drop = item
+    x, start, parts = low[source], 0, []
+    for out in op.operation.results:
+        size = 1 if drop else low.sizes(out)[axis]
+        part = low.builder.emit(R.strided_slice(x, [axis], [start], [start + size], [1], assume_inbound=True))
+        parts.append(low.reshape(part, low.sizes(out)) if drop else low.emit(part, out))
+        start = start + size
+    return parts if len(parts) > 1 else parts[0]
+
+
+@lowers("torch.prim.ListConstruct")
+def _list(low: Lowering, op: Any) -> Any:
+    return tuple(op.operation.operands)
+
+
+@lowers("torch.aten.cat")
+def _cat(low: Lowering, op: Any) -> Any:
+    values, dim = op.operation.operands
+    out = op.operation.results[0]
+    axis = constant(dim)
+    if not isinstance(axis, int):
+        return DECLINED
+    dtype = low.dtype(out)
+    rank = len(low.sizes(out))
+    parts = [v for v in low[values] if len(low.sizes(v)) == rank]  # torch skips legacy empty tensors of rank 1
+    if len(parts) != len(low[values]):
+        return DECLINED
+    tensors = [low.emit(cast(low[v], dtype)) for v in parts]
+    return low.emit(R.concat(tensors, axis % rank), out) if len(tensors) > 1 else tensors[0]
+
+
+@lowers("torch.aten.embedding")
+def _embedding(low: Lowering, op: Any) -> Any:
+    table, index = list(op.operation.operands)[:2]
+    out = op.operation.results[0]
+    rows, features = low.sizes(table)
+    if not isinstance(rows, int) or not low.dtype(table).is_floating_point:
+        return DECLINED
+    count: Any = 1
+    for size in low.sizes(index):
+        count = count * size
+    name = dtype_name(low.dtype(table))
+    function = embedding(rows, features, name, dtype_name(low.dtype(index)))
+    flat = low.reshape(low[index], [count])
+    result = low.kernel("embedding", function, [low[table], flat], relax.TensorType([count, features], name))
+    return low.reshape(result, low.sizes(out))
+
+
+@lowers("torch.aten.gather")
+def _gather(low: Lowering, op: Any) -> Any:
+    x, dim, index = list(op.operation.operands)[:3]
+    out = op.operation.results[0]
+    if not isinstance(constant(dim), int):
+        return DECLINED
+    # Relax reads index sizes that are smaller than x's; torch allows that along the other dimensions too.
+    return low.emit(R.gather_elements(low[x], low[index], constant(dim) % len(low.sizes(x))), out)
+
+
+@lowers("torch.aten.arange", "torch.aten.arange.start", "torch.aten.arange.start_step")
+def _arange(low: Lowering, op: Any) -> Any:
+    out, operands = op.operation.results[0], list(op.operation.operands)
+    count = {"torch.aten.arange": 1, "torch.aten.arange.start": 2}.get(op.operation.name, 3)
+    numbers = [low[v] for v in operands[:count]]
+    start, step = (numbers[0] if count > 1 else 0), (numbers[2] if count > 2 else 1)
+    if not all(isinstance(n, int) for n in (start, step)) or low.dtype(out).is_floating_point:
+        return DECLINED
+    end = start + low.sizes(out)[0] * step
+    return low.emit(R.arange(start, end, step, dtype_name(low.dtype(out))), out)
+
+
+def _filled(low: Lowering, out: Any, value: Any) -> relax.Var:
+    name = dtype_name(low.dtype(out))
+    return low.emit(R.full(relax.ShapeExpr(low.sizes(out)), relax.const(value, name), name), out)
+
+
+@lowers("torch.aten.zeros", "torch.aten.zeros_like", "torch.aten.new_zeros")
+def _zeros(low: Lowering, op: Any) -> Any:
+    return _filled(low, op.operation.results[0], 0)
+
+
+@lowers("torch.aten.ones", "torch.aten.ones_like", "torch.aten.new_ones")
+def _ones(low: Lowering, op: Any) -> Any:
+    return _filled(low, op.operation.results[0], 1)
+
+
+@lowers("torch.aten.full", "torch.aten.full_like", "torch.aten.new_full", "torch.aten.scalar_tensor")
+def _full(low: Lowering, op: Any) -> Any:
+    value = low[op.operation.operands[{"scalar_tensor": 0, "new_full": 2}.get(op.operation.name.split(".")[-1], 1)]]
+    return _filled(low, op.operation.results[0], value) if isinstance(value, bool | int | float) else DECLINED
+
+
+@lowers("torch.vtensor.literal")
+def _literal(low: Lowering, op: Any) -> Any:
+    data, dtype = literal(op), low.dtype(op.operation.results[0])
+    if data is None or dtype is torch.bfloat16:  # numpy, which Relax reads constants from, has no bfloat16
+        return DECLINED
+    return low.builder.emit(relax.const(data.numpy(), dtype_name(dtype)))
+
+
+def _constant_value(low: Lowering, op: Any) -> Any:
+    return constant(op.operation.results[0])
+
+
+for _kind in ("int", "float", "bool", "str", "none", "number", "device"):
+    lowers(f"torch.constant.{_kind}")(_constant_value)
+
+
+@lowers("lutra.param")
+def _param(low: Lowering, op: Any) -> Any:
+    """A plain parameter; of a quantised one its consumers ask for the buffers that they read."""
+    symbol, out = op.sym.value, op.operation.results[0]
+    if not str(out.type).startswith("!torch"):
+        return symbol
+    return low.weight(symbol, low.sizes(out), low.dtype(out))
+
+
+@lowers("lutra.split")
+def _split_features(low: Lowering, op: Any) -> Any:
+    out = op.operation.results[0]
+    sizes = low.sizes(out)
+    return sliced(low, low[op.x], len(sizes) - 1, op.start.value, sizes[-1], 1, out)
+
+
+@lowers("torch.bind_symbolic_shape")
+def _bind(low: Lowering, op: Any) -> Any:
+    """Says what `ir.shapes` has read already."""
+    return []
+
+
+@lowers("torch.symbolic_int")
+def _symbolic_int(low: Lowering, op: Any) -> Any:
+    return None
+
+
+__all__ = ["operand", "permuted", "sliced"]

@@ -1,0 +1,64 @@
+"""Where the weights of an executable come from: a plain tensor of the parameter store, or one buffer of a packed weight."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from ..ir.params import ParameterStore
+from ..ir.quantization import WeightFormat
+from .kernels.packing import PackedLayout
+
+ALIGNMENT = 64
+"""Bytes; what compiled code may assume of a tensor's address."""
+
+
+@dataclass(frozen=True)
+class PlainWeight:
+    """The tensor `symbol`, read as `view` (a dtype name of the same width) when given."""
+
+    symbol: str
+    view: str | None = None
+
+    def resolve(self, store: ParameterStore) -> torch.Tensor:
+        """The tensor, contiguous; a small one that is not aligned is copied. Large ones have kernels that do not need alignment."""
+        tensor = store.keep(self.symbol).detach().contiguous()
+        if tensor.data_ptr() % ALIGNMENT and tensor.numel() * tensor.element_size() < 1 << 20:
+            tensor = tensor.clone()
+        return tensor if self.view is None else tensor.view(getattr(torch, self.view))
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """Buffer number `part` of quantised weight `symbol` in `layout`."""
+
+    symbol: str
+    layout: PackedLayout
+    part: int
+
+    def resolve(self, store: ParameterStore) -> torch.Tensor:
+        """The buffer; the weight is quantised and packed when this is the first graph that asks."""
+        return store.packed(self.symbol, self.layout.key, self.layout.pack, self.layout.unpack)[self.part]
+
+
+def buffer_types(layout: PackedLayout) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each buffer of `layout`."""
+    scales: tuple[tuple[int, ...], str] = (layout.scales_shape, "float16")
+    return [(layout.packed_shape, "uint8"), *([scales] * (2 if layout.format.has_zero_points else 1))]
+
+
+WeightSource = PlainWeight | PackedWeight
+
+
+def to_data(source: WeightSource) -> dict[str, Any]:
+    """JSON form, for the manifest of a cached executable."""
+    return {"kind": type(source).__name__, **asdict(source)}
+
+
+def from_data(data: dict[str, Any]) -> WeightSource:
+    """The inverse of `to_data`."""
+    fields = {key: value for key, value in data.items() if key != "kind"}
+    if data["kind"] == PlainWeight.__name__:
+        return PlainWeight(**fields)
+    layout = fields.pop("layout")
+    return PackedWeight(layout=PackedLayout(**{**layout, "format": WeightFormat(**layout["format"])}), **fields)

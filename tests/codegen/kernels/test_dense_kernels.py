@@ -1,0 +1,118 @@
+"""Kernels without low-bit weights, against torch in float32 on random inputs."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+import tvm
+
+from lutra.codegen.kernels.attention import Mask, decode_attention, kv_update
+from lutra.codegen.kernels.dense_linear import dense_linear
+from lutra.codegen.kernels.norms import norm
+from lutra.codegen.kernels.pointwise import embedding, gated_mlp
+from lutra.codegen.targets.base import host
+
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+DTYPES = list(TOLERANCE)
+
+
+def name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def run(function, *buffers: torch.Tensor) -> torch.Tensor:
+    """Compile and call; the last buffer is the output."""
+    compiled = tvm.compile(function, target=host())["main"]
+    compiled(*(b.view(torch.uint16) if getattr(b, "as_bits", False) else b for b in buffers))
+    return buffers[-1]
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    error = (got.double() - expected.double()).norm() / expected.double().norm()
+    assert error < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize(("m", "n", "k", "bias", "residual"), [(1, 64, 64, False, False), (3, 35, 96, True, True)])
+def test_dense_linear_is_the_product_with_its_epilogue(dtype, m, n, k, bias, residual):
+    x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
+    b, r = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
+    function = dense_linear(m, n, k, name(dtype), name(dtype), name(dtype) if bias else None, residual)
+    assert function is not None
+    weight = w.view(torch.uint16) if dtype is torch.bfloat16 else w
+    extra = ([b] if bias else []) + ([r] if residual else [])
+    got = run(function, x, weight, *extra, torch.empty(m, n, dtype=dtype))
+    expected = x.double() @ w.double().T + (b.double() if bias else 0) + (r.double() if residual else 0)
+    assert_close(got, expected, dtype)
+
+
+def test_dense_linear_leaves_odd_widths_to_the_library():
+    assert dense_linear(1, 8, 33, "float32", "float32", None, False) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("k", [64, 70, 7])
+def test_norms_agree_with_torch(dtype, k):
+    x, w, b = torch.randn(5, k).to(dtype), torch.randn(k).to(dtype), torch.randn(k).to(dtype)
+    layer = run(norm(k, name(dtype), name(dtype), 1e-5, "layer", True, False), x, w, b, torch.empty_like(x))
+    assert_close(layer, F.layer_norm(x.double(), (k,), w.double(), b.double(), 1e-5), dtype)
+    rms = run(norm(k, name(dtype), name(dtype), 1e-6, "rms", False, True), x, w, torch.empty_like(x))
+    assert_close(rms, F.rms_norm(x.double(), (k,), w.double(), 1e-6), dtype)
+
+
+@pytest.mark.parametrize("mask", [None, Mask("bool", True, False), Mask("float32", False, True), Mask("bool", True, True)])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_decode_attention_agrees_with_torch(mask, heads, kv_heads):
+    batch, length, head = 3, 37, 32
+    q = torch.randn(batch, heads, 1, head)
+    k, v = torch.randn(2, batch, kv_heads, length, head)
+    buffers, given = [], None
+    if mask is not None:
+        shape = (batch if mask.per_batch else 1, heads if mask.per_head else 1, 1, length)
+        keep = torch.rand(shape) < 0.6
+        keep[..., 0] = True
+        given = keep if mask.dtype == "bool" else torch.where(keep, torch.randn(shape), torch.finfo(torch.float32).min)
+        buffers = [given]
+    function = decode_attention(heads, kv_heads, head, "float32", 0.2, mask)
+    got = run(function, q, k, v, *buffers, torch.empty(batch, 1, heads * head))
+    expected = F.scaled_dot_product_attention(q, k, v, given, scale=0.2, enable_gqa=True)
+    assert_close(got, expected.transpose(1, 2).flatten(2), torch.float32)
+
+
+def test_decode_attention_does_not_read_excluded_keys():
+    q, k, v = torch.randn(1, 2, 1, 16), torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16)
+    keep = torch.tensor([True] * 5 + [False] * 3).view(1, 1, 1, 8)
+    expected = F.scaled_dot_product_attention(q, k, v, keep)
+    k[:, :, 5:], v[:, :, 5:] = float("nan"), float("nan")  # cache slots that were never written
+    got = run(decode_attention(2, 2, 16, "float32", 0.25, Mask("bool", False, False)), q, k, v, keep, torch.empty(1, 1, 32))
+    assert_close(got, expected.transpose(1, 2).flatten(2), torch.float32)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_kv_update_writes_rows_and_nothing_outside(copy):
+    cache, new = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 4, 8)
+    positions = torch.tensor([7, 2, 10, -1])  # the last two lie outside
+    expected = cache.clone()
+    expected[:, :, [7, 2]] = new[:, :, :2]
+    buffers = [cache, new, positions, *([torch.empty_like(cache)] if copy else [])]
+    before = cache.clone()
+    run(kv_update(3, 8, "float32", copy), *buffers)
+    assert torch.equal(buffers[-1] if copy else cache, expected)
+    assert copy == torch.equal(cache, before)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize(("features", "merged", "dtype"), [(48, True, torch.float32), (37, False, torch.bfloat16)])
+def test_gates_agree_with_torch(activation, features, merged, dtype):
+    both = torch.randn(5, 2 * features).to(dtype) * 3
+    gate, up = both[:, :features].contiguous(), both[:, features:].contiguous()
+    functions = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"), "relu": F.relu}
+    function = gated_mlp(features, activation, name(dtype), merged)
+    got = run(function, *([both] if merged else [gate, up]), torch.empty(5, features, dtype=dtype))
+    assert_close(got, functions[activation](gate) * up, dtype)
+
+
+def test_embedding_reads_rows_and_marks_indices_outside():
+    table, index = torch.randn(9, 12).bfloat16(), torch.tensor([3, 0, 8, 9])
+    got = run(embedding(9, 12, "bfloat16", "int64"), table, index, torch.empty(4, 12, dtype=torch.bfloat16))
+    assert torch.equal(got[:3], table[index[:3]])
+    assert got[3].isnan().all()
