@@ -225,7 +225,9 @@ def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, u
                 for local in range(64):
                     if unpack:
                         if block * 64 + local < n:
-                            move(codes, packed, block * 64 + local, block, unit, local // 16 * 64 + local % 16 * row_step)
+                            move(
+                                codes, packed, block * 64 + local, block, unit, local // 16 * 64 + local % 16 * row_step
+                            )
                     else:
                         # Padded rows repeat the last one: their scale is 0.
                         move(codes, packed, T.min(block * 64 + local, n - 1), block, unit,

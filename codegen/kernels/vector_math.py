@@ -61,7 +61,14 @@ def exp(x: Expr, lanes: int) -> Expr:
     n = T.bind(round_to_int(x * constant(1.44269504088896341, lanes), lanes))
     n_float = T.bind(T.Cast(vector_type("float32", lanes), n))
     r = T.bind(x - n_float * constant(0.693359375, lanes) - n_float * constant(-2.12194440e-4, lanes))
-    coefficients = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+    coefficients = (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
     mantissa = _polynomial(r, coefficients, lanes) * r * r + r + constant(1.0, lanes)
     power = T.reinterpret(vector_type("float32", lanes), T.shift_left(n + integer(127, lanes), integer(23, lanes)))
     return mantissa * power

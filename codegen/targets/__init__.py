@@ -1,1 +1,26 @@
-"""One file per instruction set: features, vector width, and the primitives that kernels are built from."""
+"""Targets: one file an instruction set, the only place that knows its features, intrinsics and measured preferences."""
+
+from ...ir.errors import TargetError, did_you_mean
+from .avx2 import AVX2
+from .avx512 import AVX512
+from .base import Target
+from .neon import NEON
+from .portable import PORTABLE
+
+TARGETS: dict[str, Target] = {target.name: target for target in (AVX512, AVX2, NEON, PORTABLE)}
+"""All targets by name, the most capable first."""
+
+
+def get_target(name: str = "auto", cross: bool = False) -> Target:
+    """The target `name`; "auto" is the most capable one that this machine executes.
+
+    Raises `TargetError` for an unknown name, and (unless `cross`: code is only compiled, not run) for an ISA that this machine lacks."""
+    if name == "auto":
+        return next(target for target in TARGETS.values() if target.available())
+    if name not in TARGETS:
+        raise TargetError(f"target {name!r} is unknown: {did_you_mean(name, ['auto', *TARGETS])}")
+    target = TARGETS[name]
+    if not cross and not target.available():
+        present = ", ".join(t.name for t in TARGETS.values() if t.available())
+        raise TargetError(f"target {name!r} is not present on this machine: it has {present}")
+    return target

@@ -51,7 +51,7 @@ class Target(ABC):
     architectures: tuple[str, ...]
     features: tuple[str, ...]
     vector_bits: int
-    slot_order: Mapping[Family, SlotOrder]
+    slot_order: Mapping[Family, SlotOrder] = field(hash=False)
     cross: Mapping[str, str] = field(default_factory=dict, hash=False)
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
 

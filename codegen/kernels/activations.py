@@ -1,0 +1,206 @@
+"""What low-bit kernels read instead of x: int8 activations or int8 lookup tables, with one scale per group of columns.
+
+Computed once for all linears that share an input, and fused with what produces it (a norm, a gate). Kp is K padded with zeros to a
+multiple of 32, A the columns of an activation group, G = ceil(Kp / A):
+
+    dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
+    lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
+
+Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns (PAPERS.md section
+1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from math import gcd
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..targets.base import Expr, Family, Target
+from . import vector_math
+from .function import kernel
+from .packing import UNIT
+from .vector_math import absolute, constant, reduce_lanes, round_to_int
+
+LANES = 16
+_TASK_COLUMNS = 4096
+"""Columns that are worth a task of their own: less takes about as long as waking a thread."""
+
+Prologue = tuple[Any, ...] | None
+"""None, `("rms_norm", eps, round_before_weight, weight_dtype)` or `("gated_mlp", activation)`."""
+Value = Callable[[Expr, Expr, int], Expr]
+"""`value(row, columns, lanes)`: columns of x in float32, as the fused operation would have rounded them."""
+
+
+def precompute_outputs(family: Family, k: int, group: int, m: Any) -> list[tuple[tuple[Any, ...], str]]:
+    """Shapes and dtypes of the three results for `m` rows (an int or an expression) of `k` columns."""
+    padded = -(-k // UNIT) * UNIT
+    q = (m, padded) if family == "dot" else (m, padded // 16, 64)
+    groups = (m, -(-padded // group))
+    return [(q, "int8"), (groups, "float32"), (groups, "int32" if family == "dot" else "float32")]
+
+
+@cache
+def precompute(
+    family: Family, k: int, group: int, m: int | None, dtype: str, target: Target, prologue: Prologue = None
+) -> tirx.PrimFunc:
+    """`(inputs..., q, scale, total)`; inputs in `dtype`: x `[M, k]`, after a norm's weight `[k]`, or gate and up merged `[M, 2k]`.
+
+    `group`: columns that share a scale, a multiple of 32. `m` None: any number of rows."""
+    del target  # the same for every CPU: only the widths of vectors differ, and LLVM splits those
+    rows: Any = tirx.Var("m", "int64") if m is None else m
+    outputs = precompute_outputs(family, k, group, rows)
+    padded, groups = -(-k // UNIT) * UNIT, outputs[1][0][1]
+    splittable = m is not None and (prologue is None or prologue[0] == "gated_mlp")
+    chunks = min(groups, -(-k // _TASK_COLUMNS)) if splittable and m == 1 else 1
+    share = -(-groups // chunks)
+    quantize = _quantize if family == "dot" else _build_tables
+
+    def body(*buffers: Any) -> None:
+        *inputs, q, scale, total = buffers
+        with T.parallel(0, rows * chunks) as task:
+            row, first = (task, 0) if chunks == 1 else (task // chunks, task % chunks * share)
+            value = _value(prologue, inputs, k, dtype, row)
+            x = T.alloc_buffer((group,), "float32", scope="local")
+            with T.serial(0, share if groups % chunks == 0 else T.min(share, groups - first)) as i:
+                g = T.bind(first + i)
+                columns = group if padded % group == 0 else T.bind(T.min(group, padded - g * group))
+                _load(x, value, row, g * group, columns, k)
+                quantize(x, q, scale, total, row, g, group, columns)
+
+    return kernel([*_inputs(prologue, rows, k, dtype), *outputs], body)
+
+
+def _inputs(prologue: Prologue, rows: Any, k: int, dtype: str) -> list[tuple[Sequence[Any], str]]:
+    if prologue is None:
+        return [((rows, k), dtype)]
+    if prologue[0] == "rms_norm":
+        return [((rows, k), dtype), ((k,), prologue[3])]
+    return [((rows, 2 * k), dtype)]
+
+
+def _value(prologue: Prologue, inputs: list[Any], k: int, dtype: str, row: Expr) -> Value:
+    """What is quantised; may first emit statistics of the row."""
+    x = inputs[0]
+
+    def load(source_row: Expr, columns: Expr, lanes: int) -> Expr:
+        return _float(x[source_row, columns], lanes)
+
+    def rounded(value: Expr, lanes: int) -> Expr:
+        return value if dtype == "float32" else _float(T.Cast(vector_math.vector_type(dtype, lanes), value), lanes)
+
+    if prologue is None:
+        return load
+    if prologue[0] == "gated_mlp":
+        activation = vector_math.ACTIVATIONS[prologue[1]]
+
+        def gated(source_row: Expr, columns: Expr, lanes: int) -> Expr:
+            gate = rounded(activation(load(source_row, columns, lanes), lanes), lanes)
+            return rounded(gate * load(source_row, columns + k, lanes), lanes)
+
+        return gated
+    _, eps, round_before_weight, _ = prologue
+    inverse = _inverse_rms(lambda columns, lanes: load(row, columns, lanes), k, eps)
+
+    def normed(source_row: Expr, columns: Expr, lanes: int) -> Expr:
+        value = load(source_row, columns, lanes) * (inverse if lanes == 1 else T.broadcast(inverse, lanes))
+        value = rounded(value, lanes) if round_before_weight else value
+        return rounded(value * _float(inputs[1][columns], lanes), lanes)
+
+    return normed
+
+
+def _inverse_rms(load: Callable[[Expr, int], Expr], k: int, eps: float) -> Expr:
+    lanes = max(gcd(k, 64), LANES)  # several registers wide: the additions of one would wait for each other
+    total = T.alloc_buffer((lanes,), "float32", scope="local")
+    T.buffer_store(total, constant(0.0, lanes), [T.ramp(0, 1, lanes)])
+    with T.serial(0, k // lanes) as i:
+        value = T.bind(load(T.ramp(i * lanes, 1, lanes), lanes))
+        T.buffer_store(total, total[T.ramp(0, 1, lanes)] + value * value, [T.ramp(0, 1, lanes)])
+    if k % lanes:
+        with T.serial(0, k % lanes) as i:
+            value = T.bind(load(k // lanes * lanes + i, 1))
+            T.buffer_store(total, total[0] + value * value, [0])
+    mean = reduce_lanes(_add, total[T.ramp(0, 1, lanes)], "float32", lanes) * T.float32(1 / k)
+    return T.bind(T.float32(1) / T.sqrt(mean + T.float32(eps)))
+
+
+def _load(x: Any, value: Value, row: Expr, start: Expr, columns: Any, k: int) -> None:
+    """`x[: columns]` = columns `start...` of the row, zero from column `k` on."""
+    with T.serial(0, columns // LANES) as i:
+        inside, column = T.ramp(i * LANES, 1, LANES), start + i * LANES
+        if k % UNIT == 0:
+            T.buffer_store(x, value(row, T.ramp(column, 1, LANES), LANES), [inside])
+            return
+        with T.If(column + LANES <= k):
+            with T.Then():
+                T.buffer_store(x, value(row, T.ramp(column, 1, LANES), LANES), [inside])
+            with T.Else():
+                T.buffer_store(x, constant(0.0, LANES), [inside])
+                with T.serial(0, LANES) as lane, T.If(column + lane < k), T.Then():
+                    T.buffer_store(x, value(row, column + lane, 1), [i * LANES + lane])
+
+
+def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
+    """One group of the dot family; 127 * 256 columns bound the total."""
+    every = T.ramp(0, 1, LANES)
+    largest = T.alloc_buffer((LANES,), "float32", scope="local")
+    T.buffer_store(largest, constant(0.0, LANES), [every])
+    with T.serial(0, columns // LANES) as i:
+        T.buffer_store(largest, T.max(largest[every], absolute(x[T.ramp(i * LANES, 1, LANES)], LANES)), [every])
+    inverse = _store_scale(largest[every], scale, row, g)
+    sums = T.alloc_buffer((LANES,), "int32", scope="local")
+    T.buffer_store(sums, vector_math.integer(0, LANES), [every])
+    with T.serial(0, columns // LANES) as i:
+        value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)] * T.broadcast(inverse, LANES), LANES))
+        T.buffer_store(sums, sums[every] + value, [every])
+        T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
+    T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
+
+
+def _build_tables(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
+    """One group of the lookup family: the tables are computed twice, first for their largest entry."""
+    every = T.ramp(0, 1, LANES)
+    largest = T.alloc_buffer((LANES,), "float32", scope="local")
+    sums = T.alloc_buffer((LANES,), "float32", scope="local")
+    T.buffer_store(largest, constant(0.0, LANES), [every])
+    T.buffer_store(sums, constant(0.0, LANES), [every])
+    entry = vector_math.integer(0, LANES) + T.ramp(0, 1, LANES)
+    signs = [
+        T.Cast("float32x16", ((entry >> vector_math.integer(bit, LANES)) & vector_math.integer(1, LANES)))
+        * constant(2.0, LANES)
+        - constant(1.0, LANES)
+        for bit in range(4)
+    ]
+
+    def table(start: Expr) -> Expr:
+        terms = [T.broadcast(x[start + bit], LANES) * signs[bit] for bit in range(4)]
+        return terms[0] + terms[1] + terms[2] + terms[3]
+
+    with T.serial(0, columns // LANES) as i:
+        T.buffer_store(sums, sums[every] + x[T.ramp(i * LANES, 1, LANES)], [every])
+        for j in range(4):
+            T.buffer_store(largest, T.max(largest[every], table(i * LANES + 4 * j)), [every])
+    inverse = _store_scale(largest[every], scale, row, g)
+    with T.serial(0, columns // LANES) as i:
+        for j in range(4):
+            value = round_to_int(table(i * LANES + 4 * j) * T.broadcast(inverse, LANES), LANES)
+            T.buffer_store(q, T.Cast("int8x16", value), [row, g * (group // 16) + i, T.ramp(16 * j, 1, LANES)])
+    T.buffer_store(total, reduce_lanes(_add, sums[every], "float32", LANES), [row, g])
+
+
+def _store_scale(largest: Expr, scale: Any, row: Expr, g: Expr) -> Expr:
+    """Store `max / 127`; the factor to multiply by before rounding, 0 where everything is (nearly) zero."""
+    peak = T.bind(reduce_lanes(lambda a, b: T.max(a, b), largest, "float32", LANES))
+    T.buffer_store(scale, peak * T.float32(1 / 127), [row, g])
+    return T.bind(T.Select(peak > T.float32(1e-30), T.float32(127) / peak, T.float32(0)))
+
+
+def _float(value: Expr, lanes: int) -> Expr:
+    return T.Cast(vector_math.vector_type("float32", lanes), value)
+
+
+def _add(a: Expr, b: Expr) -> Expr:
+    return a + b

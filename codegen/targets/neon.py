@@ -1,0 +1,58 @@
+"""64-bit ARM with the dot-product extension (Neoverse N1, Cortex-A76, Apple M1 and later)."""
+
+from tvm.script import tirx as T
+
+from ...ir.quantization import WeightFormat
+from .base import Expr, Family, Loader, Target, half, quarters
+
+
+class Neon(Target):
+    """Primitives on 128-bit registers: a tile is four of them."""
+
+    def code_bias(self, bits: int) -> int:
+        # sdot multiplies signed bytes: 8-bit codes are read as code - 128, smaller ones are signed as they are.
+        return 128 if bits == 8 else 0
+
+    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+        if bits == 8:
+            codes = codes ^ T.broadcast(T.uint8(128), 64)
+        columns = T.reinterpret("int8x16", T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 4))
+        parts = [
+            T.call_llvm_pure_intrin(
+                "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, T.reinterpret("int8x16", part), columns
+            )
+            for sums, part in zip(
+                [half(h, "int32x4", high) for h in (half(acc, "int32x8", False), half(acc, "int32x8", True))
+                 for high in (False, True)],
+                quarters(codes, "uint8"),
+                strict=True,
+            )
+        ]  # fmt: skip
+        return T.vectorcombine(
+            "int32x16", T.vectorcombine("int32x8", *parts[:2]), T.vectorcombine("int32x8", *parts[2:])
+        )
+
+    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
+        del weight  # applied when the int16 accumulators are widened
+        for slot, rows in enumerate(quarters(index, "uint8")):
+            found = T.call_llvm_pure_intrin(
+                "int8x16",
+                "llvm.aarch64.neon.tbl1.v16i8",
+                table(T.ramp(16 * slot, 1, 16)),
+                T.reinterpret("int8x16", rows),
+            )
+            acc = acc + T.Cast("int16x16", found)
+        return acc
+
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        return "lookup" if format.bits <= 2 else "dot"  # not measured: taken from AVX2, whose shuffle is the same
+
+
+NEON = Neon(
+    name="neon",
+    architectures=("aarch64", "arm64"),
+    features=("neon", "dotprod"),
+    vector_bits=128,
+    slot_order={"lookup": "table", "dot": "row"},
+    cross={"mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"},
+)

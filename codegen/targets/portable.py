@@ -1,0 +1,63 @@
+"""Any 64-bit CPU: plain vector arithmetic within the architecture's baseline, no intrinsics."""
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+from ...ir.quantization import WeightFormat
+from .base import Expr, Family, Loader, Target, host, quarters
+
+_BASELINE = {"x86_64": "x86-64"}
+"""LLVM's name of the oldest CPU of an architecture, where it is not "generic"."""
+
+
+class Portable(Target):
+    """Primitives that LLVM maps to whatever the baseline has; slots in table order, so that 16 rows lie side by side."""
+
+    def available(self) -> bool:
+        return True
+
+    def native(self) -> dict[str, Any]:
+        triple = str(host().attrs["mtriple"])
+        return {"mtriple": triple, "mcpu": _BASELINE.get(triple.split("-")[0], "generic")}
+
+    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+        # A product of at most 255 * 127 fits int16; sums are int32.
+        del bits
+        for slot, rows in enumerate(quarters(codes, "uint8")):
+            product = T.Cast("int16x16", rows) * T.broadcast(T.Cast("int16", x(slot)), 16)
+            acc = acc + T.Cast("int32x16", product)
+        return acc
+
+    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
+        del weight  # applied when the int16 accumulators are widened
+        for slot, rows in enumerate(quarters(index, "uint8")):
+            found = table(T.Cast("int32x16", rows) + T.broadcast(T.int32(16 * slot), 16))
+            acc = acc + T.Cast("int16x16", found)
+        return acc
+
+    def half_to_float(self, value: Expr, lanes: int) -> Expr:
+        """Without a conversion instruction: move exponent and mantissa into place, then scale by 2**112 (subnormals included)."""
+        suffix = f"x{lanes}" if lanes > 1 else ""
+
+        def lane(number: Any) -> Expr:
+            return T.broadcast(number, lanes) if lanes > 1 else number
+
+        word = T.bind(T.Cast(f"uint32{suffix}", T.reinterpret(f"uint16{suffix}", value)))
+        magnitude = (word & lane(T.uint32(0x7FFF))) << lane(T.uint32(13))
+        scaled = T.reinterpret(f"float32{suffix}", magnitude) * lane(T.float32(2.0**112))
+        sign = (word & lane(T.uint32(0x8000))) << lane(T.uint32(16))
+        return T.reinterpret(f"float32{suffix}", T.reinterpret(f"uint32{suffix}", scaled) | sign)
+
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        return "dot"
+
+
+PORTABLE = Portable(
+    name="portable",
+    architectures=(),
+    features=(),
+    vector_bits=128,
+    slot_order={"lookup": "table", "dot": "table"},
+    cross={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
+)
