@@ -6,6 +6,7 @@ operations, so that the function's arguments are what changes from call to call.
 module path, as the attribute `lutra.path` and as a named location.
 """
 
+import hashlib
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch_mlir import ir
 from torch_mlir.extras import fx_importer as fxi
 from torch_mlir.passmanager import PassManager
@@ -149,15 +151,19 @@ def _to_parameter(gm: fx.GraphModule, node: fx.Node, name: str) -> None:
 
 
 def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
-    """Tensors that tracing lifted into the graph become parameters, named by content: all graphs then agree."""
+    """Tensors that tracing lifted into the graph become parameters, named by content: graphs and processes agree."""
     for node in gm.graph.nodes:
         if node.op != "get_attr" or PARAMETER_META in node.meta:
             continue
         value = operator.attrgetter(node.target)(gm)
         if not isinstance(value, torch.Tensor):
             continue
-        data = value.detach().contiguous()
-        name = f"constant.{hash((tuple(data.reshape(-1).tolist()), data.shape, data.dtype)) & (2**64 - 1):016x}"
+        with unset_fake_temporarily():  # tracing is under way: operators would take the constant for a stray tensor
+            data = value.detach().contiguous()
+            content = repr((tuple(data.shape), data.dtype)).encode() + bytes(
+                data.reshape(-1).view(torch.uint8).tolist()
+            )
+        name = f"constant.{hashlib.sha256(content).hexdigest()[:16]}"
         store.bind(name, data)
         node.meta[PARAMETER_META] = name
         node.meta.setdefault("val", value)

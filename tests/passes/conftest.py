@@ -1,0 +1,137 @@
+"""Models in miniature, and a torch.compile backend that runs a recipe's passes and then interprets the graph."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from lutra.ir.graph import Graph
+from lutra.ir.interpreter import interpret
+from lutra.ir.params import ParameterStore
+from lutra.ir.rewriting import operator_name
+from lutra.passes.base import PassReport
+from lutra.passes.pipeline import run_passes
+from lutra.passes.registry import available_passes
+from lutra.recipes.loading import load_recipe
+from lutra.torch_plugin.capture import capture
+from torch import nn
+
+LAYERS = 2
+VOCABULARY = 96
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
+
+
+def _make(name: str) -> nn.Module:
+    import transformers as hf
+
+    match name:
+        case "llama":
+            return hf.LlamaForCausalLM(hf.LlamaConfig(**_common(), num_key_value_heads=2))
+        case "qwen3":
+            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**_common(), num_key_value_heads=2, head_dim=16))
+        case "gpt2":
+            return hf.GPT2LMHeadModel(
+                hf.GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=LAYERS, n_head=4, n_positions=64)
+            )
+        case "opt":
+            sizes = _common()
+            return hf.OPTForCausalLM(
+                hf.OPTConfig(**sizes, ffn_dim=sizes["intermediate_size"], word_embed_proj_dim=sizes["hidden_size"])
+            )
+        case "bert":
+            return hf.BertForMaskedLM(hf.BertConfig(**_common()))
+    raise AssertionError(name)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., nn.Module]:
+    """`make_model("llama")`: fresh random weights, of norms and biases too, so that none drops out of a result."""
+
+    def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        model = _make(name).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+                else:
+                    parameter.mul_(3)
+        return model.to(dtype)
+
+    return make
+
+
+class Interpreted:
+    """A backend: capture, the passes of `entries`, interpretation. Keeps graphs, reports and the last arguments."""
+
+    def __init__(self, *entries: Any, facts: dict[str, int] | None = None) -> None:
+        recipe = {"lutra": 1, "name": "test", "passes": list(entries)}
+        self.steps = load_recipe(recipe, available_passes()).steps
+        self.facts = facts
+        self.store = ParameterStore()
+        self.graphs: list[Graph] = []
+        self.reports: list[PassReport] = []
+        self.arguments: list[Any] = []
+
+    @property
+    def graph(self) -> Graph:
+        """The only graph."""
+        (graph,) = self.graphs
+        return graph
+
+    def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return capture(gm, inputs, self.store, self._compile)
+
+    def _compile(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
+        self.reports += run_passes(graph, self.steps, self.facts)
+        self.graphs.append(graph)
+
+        def run(arguments: list[Any]) -> list[Any]:
+            inputs = [arguments[i.position] for i in graph.inputs]
+            self.arguments = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+            outputs = interpret(graph, inputs)
+            for result, argument in graph.mutations.items():
+                inputs[argument].copy_(outputs[result])
+            return [value for i, value in enumerate(outputs) if i not in graph.mutations]
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def again(self) -> list[Any]:
+        """Results of the graph as it is now for the arguments of the last call."""
+        return interpret(self.graph, self.arguments)
+
+    def rewrite(self, *entries: Any) -> list[PassReport]:
+        """Run more passes on the graph."""
+        recipe = {"lutra": 1, "name": "more", "passes": list(entries)}
+        return run_passes(self.graph, load_recipe(recipe, available_passes()).steps, self.facts)
+
+    def counts(self) -> Counter[str]:
+        """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
+        names = Counter(operator_name(op).removeprefix("torch.").removeprefix("lutra.") for op in self.graph.operations)
+        skipped = ("constant.", "prim.", "param", "return", "func.return", "vtensor.literal")
+        return Counter({name: n for name, n in names.items() if not name.startswith(skipped)})
+
+
+@pytest.fixture
+def interpreted() -> Callable[..., Interpreted]:
+    """`interpreted({"fuse": {}}, ...)`: a backend for `torch.compile`."""
+    torch._dynamo.reset()
+    torch._dynamo.config.specialize_float = True
+    return Interpreted
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Token ids [2, 7]."""
+    return torch.randint(3, VOCABULARY, (2, 7))
