@@ -118,14 +118,14 @@ class _Template:
                             value = value - z * T.broadcast(moments[i], 16)
                         elif zeros is None and self._fixed_zero:
                             value = value - T.broadcast(moments[i] * T.float32(self._fixed_zero), 16)
-                        at = [TILES * i + tile, T.ramp(0, 1, 16)]
-                        T.buffer_store(sums, sums[*at] + (value if s is None else value * s), at)
+                        at = (TILES * i + tile, T.ramp(0, 1, 16))
+                        T.buffer_store(sums, sums[at] + (value if s is None else value * s), at)
         if layout.per_channel:
             for tile in range(TILES):
                 s = T.bind(self._half(scales, block, 0, tile))
                 for i in range(self.rows):
-                    at = [TILES * i + tile, T.ramp(0, 1, 16)]
-                    value = sums[*at]
+                    at = (TILES * i + tile, T.ramp(0, 1, 16))
+                    value = sums[at]
                     if offsets is not None:
                         value = value - self._zero(zeros, block, 0, tile) * T.broadcast(offsets[i, 0], 16)
                     T.buffer_store(sums, value * s, at)
@@ -182,8 +182,8 @@ class _Template:
         count, type_ = (1, "int32x16") if layout.family == "dot" else self.target.lookup_accumulators(weights)
         accs = _zeros(self.rows * len(tiles) * count, type_.split("x")[0])
 
-        def at(i: int, tile: int, number: int = 0) -> list[Any]:
-            return [(i * len(tiles) + tile - tiles[0]) * count + number, T.ramp(0, 1, 16)]
+        def at(i: int, tile: int, number: int = 0) -> tuple[Any, ...]:
+            return (i * len(tiles) + tile - tiles[0]) * count + number, T.ramp(0, 1, 16)
 
         whole = layout.units % units == 0
         with T.serial(0, units if whole else T.min(units, layout.units - g * units)) as i:
@@ -193,7 +193,7 @@ class _Template:
             emit(chosen, block, unit, tiles, q, packed, accs, at)
 
         def read(i: int, tile: int) -> Expr:
-            parts = [accs[*at(i, tile, number)] for number in range(count)]
+            parts = [accs[at(i, tile, number)] for number in range(count)]
             return parts[0] if layout.family == "dot" else self.target.widen(parts, weights)
 
         return read
@@ -219,8 +219,8 @@ class _Template:
                     codes = piece if codes is None else codes | piece
                 codes = T.bind(codes)
                 for i, row in enumerate(chosen):
-                    x = _loader(q, [row], unit * UNIT + 4 * quad)
-                    T.buffer_store(accs, self.target.dot(accs[*at(i, tile)], codes, x, bits), at(i, tile))
+                    x = _loader(q, (row,), unit * UNIT + 4 * quad)
+                    T.buffer_store(accs, self.target.dot(accs[at(i, tile)], codes, x, bits), at(i, tile))
 
     def _lookup(
         self, chosen: Sequence[Expr], block: Expr, unit: Expr, tiles: range, q: Any, packed: Any, accs: Any, at: Any
@@ -235,8 +235,8 @@ class _Template:
                 for side in range(2):
                     index = T.bind(field(vector, 4 * side, 4))
                     for i, row in enumerate(chosen):
-                        table = _loader(q, [row, unit * 2 + side], 0)
-                        value = self.target.lookup(accs[*at(i, tile, number)], index, table, weight)
+                        table = _loader(q, (row, unit * 2 + side), 0)
+                        value = self.target.lookup(accs[at(i, tile, number)], index, table, weight)
                         T.buffer_store(accs, value, at(i, tile, number))
 
     def _finish(self, shift: Any, added: Any, row: Expr, columns: Expr, lanes: int) -> Callable[[Expr], Expr]:
@@ -265,5 +265,5 @@ def _zeros(vectors: int, element: str, lanes: int = 16) -> Any:
     return buffer
 
 
-def _loader(buffer: Any, prefix: list[Expr], start: Expr) -> Callable[[Expr], Expr]:
-    return lambda index: buffer[*prefix, start + index]
+def _loader(buffer: Any, prefix: tuple[Expr, ...], start: Expr) -> Callable[[Expr], Expr]:
+    return lambda index: buffer[(*prefix, start + index)]

@@ -1,0 +1,144 @@
+"""A packed weight back as a dense matrix, for products with many rows, which a library's matrix multiplication does best.
+
+A row's codes of 16 columns are shifted out of copies of the few bytes that hold them, each lane by its own amount."""
+
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..targets.base import Expr, Target
+from .function import kernel
+from .packing import BLOCK_ROWS, TILE_ROWS, UNIT, PackedLayout, quad_fields
+from .vector_math import integer, vector_type
+
+LANES = 16
+
+
+@cache
+def dequantize(layout: PackedLayout, target: Target, dtype: str) -> tirx.PrimFunc:
+    """`(packed, scales[, zeros], out [N, K] in dtype)`: `s * (q - z)`, computed in float32 and rounded once."""
+    rows, columns = layout.n, layout.k
+    units = layout.activation_group // UNIT if not layout.per_channel else layout.units
+
+    def body(packed: Any, scales: Any, *rest: Any) -> None:
+        *zeros, out = rest
+        with T.parallel(0, layout.blocks) as block:
+            factors = T.alloc_buffer((2, BLOCK_ROWS), "float32", scope="local")
+            with T.serial(0, layout.groups) as g:
+                _row_factors(factors, layout, target, scales, zeros, block, g)
+                with (
+                    T.serial(0, BLOCK_ROWS // TILE_ROWS) as tile,
+                    T.serial(0, units) as i,
+                    T.serial(0, TILE_ROWS) as local,
+                ):
+                    row = block * BLOCK_ROWS + tile * TILE_ROWS + local
+                    unit = g * units + i
+                    if rows % BLOCK_ROWS:
+                        with T.If(row < rows), T.Then():
+                            unpack(packed, out, factors, block, unit, tile, local, row)
+                    else:
+                        unpack(packed, out, factors, block, unit, tile, local, row)
+
+    def unpack(
+        packed: Any, out: Any, factors: Any, block: Expr, unit: Expr, tile: Expr, local: Expr, row: Expr
+    ) -> None:
+        scale, offset = (T.bind(factors[part, tile * TILE_ROWS + local]) for part in range(2))
+        for side in range(2):
+            codes = _codes(layout, packed, block, unit, tile * 64, local, side)
+            value = T.Cast("float32x16", codes) * T.broadcast(scale, LANES) - T.broadcast(offset, LANES)
+            if dtype != "float32":
+                value = T.Cast(vector_type(dtype, LANES), value)
+            first = unit * UNIT + side * LANES
+            if columns % UNIT == 0:
+                T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
+                continue
+            with T.If(first + LANES <= columns):
+                with T.Then():
+                    T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
+                with T.Else():
+                    edge = T.alloc_buffer((LANES,), dtype, scope="local")
+                    T.buffer_store(edge, value, [T.ramp(0, 1, LANES)])
+                    with T.serial(0, LANES) as lane, T.If(first + lane < columns), T.Then():
+                        T.buffer_store(out, edge[lane], [row, first + lane])
+
+    arguments = [
+        (layout.packed_shape, "uint8"),
+        *[(layout.scales_shape, "float16")] * (2 if layout.format.has_zero_points else 1),
+        ((rows, columns), dtype),
+    ]
+    return kernel(arguments, body)
+
+
+def _row_factors(
+    factors: Any, layout: PackedLayout, target: Target, scales: Any, zeros: list[Any], block: Expr, g: Expr
+) -> None:
+    """`factors[0] = s`, `factors[1] = s * z` of the 64 rows of a block."""
+    for start in range(0, BLOCK_ROWS, LANES):
+        at = T.ramp(start, 1, LANES)
+        scale = T.bind(target.half_to_float(scales[block, g, at], LANES))
+        if zeros:
+            zero = target.half_to_float(zeros[0][block, g, at], LANES)
+        else:
+            zero = T.broadcast(T.float32(layout.format.implicit_zero_point), LANES)
+        T.buffer_store(factors, scale, [0, at])
+        T.buffer_store(factors, scale * zero, [1, at])
+
+
+def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Expr, local: Expr, side: int) -> Expr:
+    """int32x16: the codes of one row in columns 16 * side... of a unit. A lane for column c belongs to slot c % 4 or c // 4 of a row."""
+    in_row = layout.slot_order == "row"
+
+    def lanes_of(vector: int, slots: list[int]) -> Expr:
+        """What the lanes of one vector shift: the row's word of four slots, or each lane's own byte."""
+        if in_row:
+            word = packed[block, unit, vector, T.ramp(base + 4 * local, 1, 4)]
+            return T.broadcast(T.reinterpret("int32", word), len(slots))
+        return _gather(lambda slot: T.Cast("int32", packed[block, unit, vector, base + 16 * slot + local]), slots)
+
+    def shifted(words: Expr, slots: list[int], bits: list[int], width: int) -> Expr:
+        """Field of `width` bits at bit `bits[lane]` of the lane's slot."""
+        amounts = [bit + (8 * slot if in_row else 0) for slot, bit in zip(slots, bits, strict=True)]
+        return (words >> _constants(amounts)) & integer(2**width - 1, LANES)
+
+    total: Expr = None
+
+    def add(value: Expr, place: int) -> None:
+        nonlocal total
+        value = value << integer(place, LANES) if place else value
+        total = value if total is None else total + value
+
+    if layout.family == "lookup":
+        slots, bits = [c // 4 for c in range(LANES)], [4 * side + c % 4 for c in range(LANES)]
+        for plane in range(layout.format.bits):
+            place = 0 if layout.format.scheme == "ternary" else plane
+            add(shifted(lanes_of(plane, slots), slots, bits, 1), place)
+        return total
+    quads = [4 * side + c // 4 for c in range(LANES)]
+    slots = [c % 4 for c in range(LANES)]
+    for number in range(len(quad_fields(layout.format.bits, 0))):
+        fields = [quad_fields(layout.format.bits, quad)[number] for quad in quads]
+        vectors = sorted({f.vector for f in fields})
+        pieces = [lanes_of(v, [s for s, f in zip(slots, fields, strict=True) if f.vector == v]) for v in vectors]
+        words = T.bind(_concatenate(pieces, "int32", LANES // len(vectors)))
+        add(shifted(words, slots, [f.shift for f in fields], fields[0].bits), fields[0].place)
+    return total
+
+
+def _gather(load: Any, slots: list[int]) -> Expr:
+    """A vector whose lane i is `load(slots[i])`."""
+    loaded = {slot: T.bind(load(slot)) for slot in sorted(set(slots))}
+    return T.Shuffle([loaded[slot] for slot in slots], list(range(len(slots))))
+
+
+def _constants(values: list[int]) -> Expr:
+    """A constant int32 vector."""
+    return T.Shuffle([T.int32(v) for v in values], list(range(len(values))))
+
+
+def _concatenate(pieces: list[Expr], element: str, lanes: int) -> Expr:
+    while len(pieces) > 1:
+        lanes *= 2
+        pieces = [T.vectorcombine(f"{element}x{lanes}", a, b) for a, b in zip(pieces[::2], pieces[1::2], strict=True)]
+    return pieces[0]
