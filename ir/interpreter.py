@@ -13,7 +13,8 @@ from .errors import CaptureError, LutraError
 from .graph import Graph
 from .operator_call import OperatorCall, operation_name
 
-Call = Callable[[OperatorCall, list[Any]], tuple[Any, ...]]
+Call = Callable[[Any, OperatorCall, list[Any]], tuple[Any, ...]]
+"""`(MLIR operation, the call that it makes, values of its slots) -> results`."""
 
 
 def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
@@ -37,9 +38,9 @@ def evaluate(
 
     on_value: called with every block argument and result (an MLIR value) and what it is in Python, once, in order.
     parameter: value of a `lutra.param` operation; by default what the store has, read anew at each use and not kept
-    (then `on_value` is not called for it). call: runs one operation on the values of its slots."""
+    (then `on_value` is not called for it). call: runs one operation."""
     read = parameter or (lambda op: _Deferred(graph, ir.StringAttr(op.attributes["sym"]).value))
-    run = call or (lambda operator, values: operator(*values))
+    run = call or (lambda operation, operator, values: operator(*values))
     environment: dict[Any, Any] = {}
 
     def define(value: Any, result: Any) -> None:
@@ -68,7 +69,7 @@ def evaluate(
             continue
         operator, operands = calls[index]
         try:
-            results = run(operator, [look_up(value) for value in operands])
+            results = run(operation, operator, [look_up(value) for value in operands])
         except LutraError as error:
             raise CaptureError(f"{error} ({_place(operation)})") from error
         except Exception as error:

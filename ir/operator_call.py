@@ -77,6 +77,13 @@ class OperatorCall:
         Raises `CaptureError` when no such operator exists; the operator's own errors pass through."""
         return self._run(*(_fill(argument, values) for argument in self.arguments))
 
+    @property
+    def reads_data(self) -> bool:
+        """True when values, not only shapes, of its operands decide the shapes or the numbers that it gives."""
+        if self.name in _SINGLE or self.name in _SPECIAL:
+            return self.name in _READ_DATA
+        return not _DATA_TAGS.isdisjoint(_overload(self.name).tags)
+
     @cached_property
     def _run(self) -> Callable[..., tuple[Any, ...]]:
         return _resolve(self.name, self.attributes)
@@ -189,14 +196,9 @@ def _resolve(name: str, attributes: Mapping[str, Any]) -> Callable[..., tuple[An
 @lru_cache(maxsize=4096)
 def _torch_operator(name: str) -> Callable[..., tuple[Any, ...]]:
     """`name` as a function of positional arguments in schema order."""
-    namespace, _, rest = name.partition(".")
-    base, _, overload = rest.partition(".")
-    try:
-        function = getattr(getattr(getattr(torch.ops, namespace), base), overload or "default")
-        schema = function._schema
-    except (AttributeError, RuntimeError):
-        raise CaptureError(f"{name!r} is not an operator of torch nor of Lutra") from None
-    arithmetic = _ARITHMETIC.get(base.strip("_"))
+    function = _overload(name)
+    schema = function._schema
+    arithmetic = _ARITHMETIC.get(name.split(".")[1].strip("_"))
     if arithmetic is not None and not any("Tensor" in str(a.type) for a in schema.arguments):
         return lambda *values: (arithmetic(*values),)
     converters = [_CONVERTERS.get(_kind(a.real_type)) for a in schema.arguments]
@@ -212,6 +214,19 @@ def _torch_operator(name: str) -> Callable[..., tuple[Any, ...]]:
         return tuple(out) if several > 1 else (out,) if several else ()
 
     return run
+
+
+@lru_cache(maxsize=4096)
+def _overload(name: str) -> Any:
+    """The `torch.ops` operator called `name`; raises `CaptureError` when there is none."""
+    namespace, _, rest = name.partition(".")
+    base, _, overload = rest.partition(".")
+    try:
+        function = getattr(getattr(getattr(torch.ops, namespace), base), overload or "default")
+        function._schema  # noqa: B018  (some names that torch.ops gives are no operators)
+    except (AttributeError, RuntimeError):
+        raise CaptureError(f"{name!r} is not an operator of torch nor of Lutra") from None
+    return function
 
 
 def _kind(type_: Any) -> str:
@@ -275,6 +290,16 @@ def _reshape(x: torch.Tensor, shape: list[Any]) -> torch.Tensor:
     return torch.reshape(x, shape)
 
 
+_READ_DATA: dict[str, Callable[[Any], Any]] = {
+    **{f"aten.{cast}": lambda x: x.item() for cast in ("item", "ScalarImplicit", "IntImplicit", "FloatImplicit")},
+    "aten.Int.Tensor": lambda x: torch.sym_int(x.item()),
+    "aten.Float.Tensor": lambda x: torch.sym_float(x.item()),
+    "aten.Bool.Tensor": lambda x: bool(x.item()),
+}
+"""Numbers out of tensors."""
+
+_DATA_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
+
 _SINGLE: dict[str, Callable[..., Any]] = {
     **REFERENCE,
     **{f"constant.{kind}": lambda *, value: value for kind in ("int", "float", "bool", "str", "device", "number")},
@@ -290,10 +315,7 @@ _SINGLE: dict[str, Callable[..., Any]] = {
     "aten.size.int": lambda x, dim: x.shape[dim],
     "aten.numel": lambda x: x.numel(),
     "aten.dim": lambda x: x.dim(),
-    **{f"aten.{cast}": lambda x: x.item() for cast in ("item", "ScalarImplicit", "IntImplicit", "FloatImplicit")},
-    "aten.Int.Tensor": lambda x: torch.sym_int(x.item()),
-    "aten.Float.Tensor": lambda x: torch.sym_float(x.item()),
-    "aten.Bool.Tensor": lambda x: bool(x.item()),
+    **_READ_DATA,
 }
 """Operations with one result that `torch.ops` has not, or that take symbolic sizes or other strides here only."""
 
