@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..ir.errors import CaptureError
 from ..ir.fx_import import import_graph, source_path
@@ -90,7 +91,8 @@ def capture(
         if len(fakes) != len(labels):
             raise CaptureError(f"AOTAutograd changed the number of inputs from {len(labels)} to {len(fakes)}")
         phase = graph_phase(functional)
-        return compile_graph(import_graph(functional, store, names, labels, phase), functional)
+        with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors switched on; ours computes weights
+            return compile_graph(import_graph(functional, store, names, labels, phase), functional)
 
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True

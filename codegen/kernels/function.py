@@ -31,7 +31,10 @@ def kernel(arguments: Sequence[Argument], body: Callable[..., None], attributes:
                 else:
                     handle = T.arg(f"{name}_handle", T.handle())
                     buffers.append(T.match_buffer(handle, tuple(shape), dtype, align=_bytes(dtype)))
-            body(*buffers)
+            with T.sblock("root"):  # Relax looks into every function that it calls and expects a root block
+                T.reads([])
+                T.writes([])
+                body(*buffers)
     return builder.get()
 
 

@@ -38,9 +38,9 @@ def _mask_form(low: Lowering, op: Any) -> Mask | None | bool:
     if op.mask is None:
         return None
     sizes, q = low.sizes(op.mask), low.sizes(op.q)
-    if len(sizes) != 4 or sizes[2] != 1 or low.types.shape(op.mask)[3] != low.types.shape(op.k)[2]:
+    if len(sizes) != 4 or sizes[2] != 1 or low.shape(op.mask)[3] != low.shape(op.k)[2]:
         return False
-    if (sizes[0] != 1 and low.types.shape(op.mask)[0] != low.types.shape(op.q)[0]) or sizes[1] not in (1, q[1]):
+    if (sizes[0] != 1 and low.shape(op.mask)[0] != low.shape(op.q)[0]) or sizes[1] not in (1, q[1]):
         return False
     per_batch = not (isinstance(sizes[0], int) and sizes[0] == 1)
     return Mask(dtype_name(low.dtype(op.mask)), per_batch, sizes[1] != 1)

@@ -11,15 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
 from ...ir.operator_call import OperatorCall
 from ...ir.rewriting import operator_name, paths
-from ...ir.shapes import symbolic_values
+from ...ir.shapes import SymbolicValue, symbolic_values
 from ..kernels.packing import PackedLayout
 from ..targets.base import Target
 from ..weights import PackedWeight, PlainWeight, WeightSource, buffer_types
@@ -66,12 +68,14 @@ class Lowering:
     fallbacks: Counter[str] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)
     _values: dict[Any, Any] = field(default_factory=dict)
+    _described: dict[Any, Any] = field(default_factory=dict)
     _weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
+    _functions: dict[tirx.PrimFunc, tvm.ir.GlobalVar] = field(default_factory=dict)
     _missing: list[str] = field(default_factory=list)
 
     def run(self) -> Lowered:
         """Lower the whole graph; raises `LoweringError` in strict mode when some operator has no lowering."""
-        self.types = symbolic_values(self.graph)
+        self._described = symbolic_values(self.graph).by_value(self.graph)
         arguments = list(self.graph.function.regions[0].blocks[0].arguments)
         sizes = [self.symbols.expression(i.symbol) for i in self.graph.inputs if i.symbol is not None]
         params = [relax.Var("sizes", relax.ShapeType(sizes))]
@@ -102,10 +106,10 @@ class Lowering:
         name = operation_key(op)
         if name == "func.return":
             return self._results(list(operation.operands))
-        integers = [self.types.integer(result) for result in operation.results]
-        if integers and all(i is not None for i in integers):
-            for result, value in zip(operation.results, integers, strict=True):
-                self._values[result] = self.symbols.expression(value)
+        numbers = [self.number(result) for result in operation.results]
+        if numbers and all(n is not None and n.free_symbols <= self.symbols.variables.keys() for n in numbers):
+            for result, number in zip(operation.results, numbers, strict=True):
+                self._values[result] = self.symbols.expression(number)
             return None
         lower = LOWERINGS.get(name)
         value = lower(self, op) if lower is not None else DECLINED
@@ -120,10 +124,10 @@ class Lowering:
         tensors, sizes, kinds = [], [], []
         for value in values:
             item = self[value]
-            if isinstance(item, relax.Var):
+            if is_tensor(item):
                 kinds.append(("tensor", len(tensors) + 1))
                 tensors.append(item)
-            elif isinstance(item, tirx.PrimExpr | int) and not isinstance(item, bool):
+            elif is_size(item):
                 kinds.append(("size", len(sizes)))
                 sizes.append(item)
             else:
@@ -143,13 +147,29 @@ class Lowering:
         """As `self[value]`, but a deferred value stays what it is."""
         return self._values[value]
 
+    def shape(self, value: Any) -> tuple[sympy.Expr, ...]:
+        """Sizes of a tensor value as sympy expressions."""
+        described = self._described[value]
+        if not isinstance(described, SymbolicValue) or described.shape is None:
+            raise LoweringError(f"a tensor was expected, got a value of type {value.type}")
+        return described.shape
+
+    def number(self, value: Any) -> sympy.Expr | None:
+        """The expression of an integer value that is known from sizes, else None."""
+        described = self._described[value]
+        number = described.number if isinstance(described, SymbolicValue) else None
+        return number if number is not None and number.is_integer else None
+
     def sizes(self, value: Any) -> list[Any]:
         """Sizes of a tensor value, Python ints where static, TIR expressions elsewhere."""
-        return self.symbols.shape(self.types.shape(value))
+        return self.symbols.shape(self.shape(value))
 
     def dtype(self, value: Any) -> torch.dtype:
         """Element type of a tensor value."""
-        return self.types.dtype(value)
+        described = self._described[value]
+        if not isinstance(described, SymbolicValue) or described.dtype is None:
+            raise LoweringError(f"a tensor was expected, got a value of type {value.type}")
+        return described.dtype
 
     def tensor_type(self, value: Any) -> relax.TensorType:
         """The Relax type of a tensor value."""
@@ -170,7 +190,7 @@ class Lowering:
         if like is None:
             return var
         wanted = self.tensor_type(like)
-        return var if tvm.ir.structural_equal(var.ty, wanted) else self.builder.match_cast(var, wanted)
+        return var if tvm_ffi.structural_equal(var.ty, wanted) else self.builder.match_cast(var, wanted)
 
     def kernel(
         self,
@@ -182,7 +202,9 @@ class Lowering:
     ) -> Any:
         """Call a kernel (equal ones are compiled once); a variable, or a list of them when `types` is a list."""
         self.kernels[name] += 1
-        symbol = self.builder.add_func(function, name)
+        if function not in self._functions:
+            self._functions[function] = self.builder.add_func(function.without_attr("global_symbol"), name)
+        symbol = self._functions[function]
         operands = relax.Tuple(list(arguments))
         if inplace is not None:
             return self.builder.emit(relax.op.call_tir_inplace(symbol, operands, [inplace], types))
@@ -235,16 +257,26 @@ class Lowering:
         if self.strict and counter is self.fallbacks:
             where = ", ".join(paths(op))
             self._missing.append(f"{call.name}" + (f" at {where}" if where else ""))
-        operands = [item if isinstance(item := self[slot], relax.Expr) else relax.prim_value(item) for slot in slots]
+        operands = [item if is_tensor(item := self[slot]) else relax.prim_value(item) for slot in slots]
         results = list(op.operation.results)
-        types = [relax.TensorType(dtype=dtype_name(self.dtype(r)), ndim=len(self.types.shape(r))) for r in results]
+        types = [relax.TensorType(dtype=dtype_name(self.dtype(r)), ndim=len(self.shape(r))) for r in results]
         type_ = types[0] if len(types) == 1 else relax.TupleType(types)
-        call_ = relax.call_pure_packed(TORCH_CALL, relax.StringImm(call.to_json()), *operands, ty_args=[type_])
+        call_ = relax.call_pure_packed(TORCH_CALL, tvm.ir.StringImm(call.to_json()), *operands, ty_args=[type_])
         out = self.builder.emit(call_)
         if len(results) == 1:
             return self.builder.match_cast(out, self.tensor_type(results[0]))
         items = [self.builder.emit(relax.TupleGetItem(out, i)) for i in range(len(results))]
         return [self.builder.match_cast(v, self.tensor_type(r)) for v, r in zip(items, results, strict=True)]
+
+
+def is_tensor(item: Any) -> bool:
+    """A lowered value is a tensor: Relax and TIR share their classes of variables, only types tell them apart."""
+    return isinstance(getattr(item, "ty", None), relax.TensorType)
+
+
+def is_size(item: Any) -> bool:
+    """A lowered value is an integer, known now or at run time."""
+    return isinstance(item, int | relax.Expr) and not isinstance(item, bool) and not is_tensor(item)
 
 
 def operation_key(op: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 from tvm import relax
 
 from ...ir.rewriting import constant, constant_list
-from .builder import Lowering, dtype_name
+from .builder import Lowering, dtype_name, is_tensor
 from .registry import DECLINED, lowers
 
 R = relax.op
@@ -19,7 +19,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def cast(value: relax.Expr, dtype: torch.dtype) -> relax.Expr:
     """`value` in `dtype`; to bool: whether it is not zero."""
-    current = value.ty.dtype if isinstance(value, relax.Var) else None
+    current = str(value.ty.dtype) if is_tensor(value) else None
     if current == dtype_name(dtype):
         return value
     if dtype is torch.bool:
@@ -33,17 +33,16 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def operand(low: Lowering, value: Any, dtype: torch.dtype) -> relax.Expr:
-    """A tensor or a scalar as a Relax expression of `dtype`."""
+    """A tensor or a constant as a Relax expression of `dtype`."""
     item = low[value]
-    if isinstance(item, relax.Var):
+    if is_tensor(item):
         return cast(item, dtype)
-    if isinstance(item, bool | int | float):
-        return relax.const(item, dtype_name(dtype))
-    return R.full(relax.ShapeExpr([]), R.astype(R.shape_to_tensor(relax.ShapeExpr([item])), dtype_name(dtype)), dtype_name(dtype))
+    return relax.const(item, dtype_name(dtype))
 
 
 def _is_symbolic(low: Lowering, value: Any) -> bool:
-    return not isinstance(low[value], relax.Var | bool | int | float)
+    item = low[value]
+    return not is_tensor(item) and not isinstance(item, bool | int | float)
 
 
 def _binary(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], Any]:
@@ -94,7 +93,7 @@ def _comparison(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any]
 def _sample(low: Lowering, value: Any) -> Any:
     """Something that takes part in torch's type promotion as `value` does."""
     item = low[value]
-    if not isinstance(item, relax.Var):
+    if not is_tensor(item):
         return item
     return torch.empty([1] * len(low.sizes(value)), dtype=low.dtype(value), device="meta")
 
@@ -113,7 +112,7 @@ for _name, _function in {
 def _logical(function: Callable[..., relax.Expr], only_bool: bool) -> Callable[[Lowering, Any], Any]:
     def lower(low: Lowering, op: Any) -> Any:
         values = [v for v in op.operation.operands]
-        if any(not isinstance(low[v], relax.Var) for v in values):
+        if any(not is_tensor(low[v]) for v in values):
             return DECLINED
         if only_bool and any(low.dtype(v) is not torch.bool for v in values):
             return DECLINED

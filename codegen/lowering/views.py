@@ -84,7 +84,7 @@ def _slice(low: Lowering, op: Any) -> Any:
         return DECLINED
     axis %= len(low.sizes(x))
     size, whole = low.sizes(out)[axis], low.sizes(x)[axis]
-    if low.types.shape(out) == low.types.shape(x) and stride == 1:
+    if low.shape(out) == low.shape(x) and stride == 1:
         return low[x]
     if first is None:
         first = 0
