@@ -81,7 +81,7 @@ def clean_up(graph: Graph) -> None:
     """Fold constants, merge duplicates, remove operations that nobody reads."""
     with graph.module.context:
         PassManager.parse("builtin.module(func.func(cse,canonicalize,cse))").run(graph.module.operation)
-    # MLIR's own dead-code elimination keeps torch operators, which do not declare their effects; captured graphs are functional.
+    # MLIR's dead-code elimination keeps torch operators, which declare no effects; captured graphs are functional.
     for op in reversed(list(graph.operations)):
         operation = op.operation
         if len(operation.results) and all(not list(result.uses) for result in operation.results):
@@ -182,6 +182,14 @@ def build(cls: type, rewriter: Any, at: Any, *arguments: Any, path: str | None =
     if label:
         op.operation.attributes[PATH_ATTRIBUTE] = ir.StringAttr.get(label)
     return op
+
+
+def move_behind(op: Any, value: Value) -> None:
+    """Move `op` right behind the definition of `value`, so that it stands before every reader of it."""
+    if isinstance(value.owner, ir.Block):
+        op.operation.move_before(value.owner.operations[0])
+    else:
+        op.operation.move_after(value.owner)
 
 
 def vtensor(shape: Iterable[int | None], like: Value | TensorType) -> ir.Type:

@@ -41,8 +41,8 @@ def run_passes(
             return chosen
 
         step.pass_.run(graph, PassContext(report, select))
-        clean_up(graph)
         verify(graph, step.pass_.name)
+        clean_up(graph)
         if dump is not None:
             dump(f"after-{step.pass_.name}.mlir", str(graph.module))
         reports.append(report)

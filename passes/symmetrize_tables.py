@@ -20,6 +20,8 @@ from ..ir.rewriting import (
     TableOp,
     apply_patterns,
     build,
+    move_behind,
+    name_of,
     paths,
     quantized_format,
     static_shape,
@@ -65,15 +67,14 @@ class SymmetrizeTables:
         apply_patterns(graph, {"lutra.linear": [table_linear]}, context.report.count)
 
     def _table(self, op: Any, rewriter: Any) -> Any:
-        """The table of `op`'s input: the one that is there when it stands before `op`, or a new one."""
+        """The table of `op`'s input: the one that is there, or a new one right behind the input."""
         half = self.table == "half"
         for user in users(op.x):
-            if (
-                user.operation.name == "lutra.table"
-                and bool(user.attributes["half"].value) == half
-                and user.is_before_in_block(op.operation)
-            ):
+            if user.name == "lutra.table" and bool(user.attributes["half"].value) == half:
                 return user.results[0]
         rows, k = tensor_type(op.x.type).shape[:-1], static_shape(op.weight)[1]
         type_ = vtensor((*rows, -(-k // TABLE_COLUMNS), 8 if half else 16), TensorType((), torch.float32))
-        return build(TableOp, rewriter, op, op.x, half, type_).out
+        path = "|".join(paths(op.x.owner)) if name_of(op.x) else ""
+        table = build(TableOp, rewriter, op, op.x, half, type_, path=path)
+        move_behind(table, op.x)
+        return table.out

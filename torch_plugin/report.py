@@ -66,7 +66,7 @@ def reports(model: Any) -> list[GraphReport]:
 
     model: what `torch.compile` returned, the module or bound method that it was given, or any module that holds
     parameters of it. Raises `TypeError` for anything else."""
-    return [_report(graph) for state in _states_of(_module(model)) for graph in state.graphs]
+    return [_report(graph) for state in states_of(_module(model)) for graph in state.graphs]
 
 
 def _module(model: Any) -> nn.Module:
@@ -78,7 +78,7 @@ def _module(model: Any) -> nn.Module:
     return owner
 
 
-def _states_of(module: nn.Module) -> Iterator[ModelState]:
+def states_of(module: nn.Module) -> Iterator[ModelState]:
     seen: set[int] = set()
     for parameter in module.parameters():
         for reference in _states.get(parameter, {}).values():

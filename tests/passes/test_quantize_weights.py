@@ -1,0 +1,175 @@
+"""`quantize-weights`: which weights change, to which format, and that values are those of the dequantised weights."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from lutra.ir.errors import QuantizationError, SelectorError
+from lutra.ir.quantization import WeightFormat, dequantize
+from lutra.ir.rewriting import operator_name, paths, quantized_format
+from lutra.passes.registry import available_passes
+from lutra.passes.rounding import round_to_nearest
+from lutra.recipes.loading import load_recipe
+from torch import nn
+
+FORMATS = [
+    *((bits, scheme) for bits in (1, 2, 3, 4, 8) for scheme in ("symmetric", "asymmetric")),
+    (2, "ternary"),
+]
+
+
+class Block(nn.Module):
+    """A merged pair, a gate, a residual, biases, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(64, 64), nn.Linear(64, 32)
+        self.gate, self.up = nn.Linear(64, 128, bias=False), nn.Linear(64, 128, bias=False)
+        self.down, self.head = nn.Linear(128, 64), nn.Linear(64, 40)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.tanh(self.q(x))
+        y = y + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))
+        return self.head(y), self.k(x)
+
+
+def formats(backend: Any) -> dict[str, str]:
+    """Module path -> short name of its weight's format, "float" for a plain tensor."""
+    found = {}
+    for op in backend.graph.operations:
+        if operator_name(op) in ("lutra.linear", "lutra.table_linear"):
+            quantized = quantized_format(op.weight.type)
+            found |= dict.fromkeys(paths(op), quantized[2].describe() if quantized else "float")
+    return found
+
+
+def dequantized(
+    model: nn.Module, names: Callable[[str], bool], format_: WeightFormat, search: bool = False
+) -> nn.Module:
+    """A copy of `model` with the weights of the linears that `names` takes rounded to `format_`."""
+    model = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and names(name):
+            rounded = dequantize(round_to_nearest(module.weight.detach(), format_, search))
+            module.weight = nn.Parameter(rounded.to(module.weight.dtype))
+    return model
+
+
+@pytest.fixture
+def block(interpreted: Callable[..., Any]) -> tuple[nn.Module, Any, torch.Tensor]:
+    """A `Block`, the backend that fused and interpreted it once, and its input."""
+    model, backend, x = Block(), interpreted({"fuse": {}}), torch.randn(3, 64)
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(x)
+    return model, backend, x
+
+
+def check_values(backend: Any, reference: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        for got, expected in zip(backend.again(), reference(x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("bits", "scheme"), FORMATS)
+def test_every_format_computes_with_the_dequantised_weights(
+    bits: int, scheme: Any, block: tuple[nn.Module, Any, torch.Tensor]
+):
+    model, backend, x = block
+    (report,) = backend.rewrite({"quantize-weights": {"bits": bits, "scheme": scheme, "group_size": 32}})
+    format_ = WeightFormat(bits, 32, scheme)
+    assert set(formats(backend).values()) == {format_.describe()}
+    assert report.matched == 6
+    check_values(backend, dequantized(model, lambda _: True, format_), x)
+
+
+def test_one_scale_a_channel_and_range_search(block: tuple[nn.Module, Any, torch.Tensor]):
+    model, backend, x = block
+    backend.rewrite({"quantize-weights": {"bits": 3, "group_size": "channel", "range_search": True}})
+    check_values(backend, dequantized(model, lambda _: True, WeightFormat(3, 0), search=True), x)
+
+
+@pytest.mark.parametrize("chosen", [["q"], ["k"], ["gate"], ["up"], ["down", "q"], ["q", "k"], ["gate", "up", "head"]])
+def test_only_what_the_selector_takes_changes_and_merged_linears_part_when_they_must(
+    chosen: list[str], block: tuple[nn.Module, Any, torch.Tensor]
+):
+    model, backend, x = block
+    backend.rewrite({"quantize-weights": {"bits": 2, "group_size": 64, "select": {"modules": chosen}}})
+    names = ("q", "k", "gate", "up", "down", "head")
+    assert formats(backend) == {name: "s2g64" if name in chosen else "float" for name in names}
+    check_values(backend, dequantized(model, lambda name: name in chosen, WeightFormat(2, 64)), x)
+    whole = [set(pair) <= set(chosen) or not set(pair) & set(chosen) for pair in (("q", "k"), ("gate", "up"))]
+    assert backend.counts()["linear"] == 6 - sum(whole)
+
+
+def test_a_second_run_changes_nothing(block: tuple[nn.Module, Any, torch.Tensor]):
+    _, backend, _ = block
+    entry = {"quantize-weights": {"bits": 4, "group_size": 32, "select": {"modules": ["q", "down"]}}}
+    backend.rewrite(entry)
+    before = str(backend.graph.module)
+    (report,) = backend.rewrite(entry)
+    assert report.changed == {}
+    assert str(backend.graph.module) == before
+
+
+def test_the_first_entry_that_takes_a_weight_wins(block: tuple[nn.Module, Any, torch.Tensor]):
+    _, backend, _ = block
+    backend.rewrite(
+        {"quantize-weights": {"bits": 8, "group_size": 32, "select": {"modules": ["head", "q"]}}},
+        {"quantize-weights": {"bits": 2, "group_size": 32}},
+    )
+    found = formats(backend)
+    assert [found[name] for name in ("head", "q", "k", "down")] == ["s8g32", "s8g32", "s2g32", "s2g32"]
+
+
+def test_nothing_selected_leaves_the_module_as_it_is(block: tuple[nn.Module, Any, torch.Tensor]):
+    _, backend, _ = block
+    before = str(backend.graph.module)
+    entry = {"quantize-weights": {"select": {"modules": "missing"}, "allow_empty": True}}
+    assert backend.rewrite(entry)[0].changed == {}
+    assert str(backend.graph.module) == before
+    with pytest.raises(SelectorError, match=r"matches nothing in the encode graph; modules there: .*down"):
+        backend.rewrite({"quantize-weights": {"select": {"modules": "missing"}}})
+
+
+def test_groups_that_do_not_divide_are_an_error_that_names_the_module(block: tuple[nn.Module, Any, torch.Tensor]):
+    _, backend, _ = block
+    with pytest.raises(QuantizationError, match=r"^down: group_size = 256 does not divide .* 128 input features"):
+        backend.rewrite({"quantize-weights": {"group_size": 256, "select": {"modules": "down"}}})
+
+
+def test_weights_of_linears_that_share_them_are_quantised_once_each_format(interpreted: Callable[..., Any]):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(40, 64), nn.Linear(64, 40, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return self.head(self.embed(tokens))
+
+    model, tokens = Tied(), torch.randint(0, 40, (2, 5))
+    backend = interpreted({"fuse": {}}, {"quantize-weights": {"bits": 4, "group_size": 64}})
+    with torch.no_grad():
+        got = torch.compile(model, backend=backend)(tokens)
+        rounded = dequantize(round_to_nearest(model.embed.weight, WeightFormat(4, 64)))
+        expected = model.embed(tokens) @ rounded.T
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "bert"])
+def test_library_recipes_quantise_every_linear_and_keep_four_bits_for_the_head(
+    name: str, make_model: Callable[..., nn.Module], interpreted: Callable[..., Any], tokens: torch.Tensor
+):
+    model, backend = make_model(name), interpreted({"fuse": {}})
+    backend.steps = load_recipe("w2-lut", available_passes(), vars={"group_size": 64}).steps
+    with torch.no_grad():
+        torch.compile(model, backend=backend, fullgraph=True)(tokens)
+    found = formats(backend)
+    head = {"bert": "cls.predictions.decoder"}.get(name, "lm_head")
+    assert found.pop(head) == "s4g64"
+    outside = {"cls.predictions.transform.dense": "s4g64"} if name == "bert" else {}
+    assert {path: format_ for path, format_ in found.items() if not any(c.isdigit() for c in path)} == outside
+    assert {format_ for path, format_ in found.items() if path not in outside} == {"s2g64"}
+    assert backend.counts()["linear"] == 0
