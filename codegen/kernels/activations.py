@@ -25,7 +25,7 @@ from .packing import UNIT
 from .vector_math import absolute, constant, reduce_lanes, round_to_int
 
 LANES = 16
-_TASK_COLUMNS = 4096
+_TASK_COLUMNS = 16384
 """Columns that are worth a task of their own: less takes about as long as waking a thread."""
 
 Prologue = tuple[Any, ...] | None

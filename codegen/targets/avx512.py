@@ -21,7 +21,7 @@ class Avx512(Target):
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
         del plane_weights
-        return 1, "int32x16"
+        return 1, "int32"
 
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
         # vpdpbusd sums a row's four tables, weights the plane and widens; |acc| < 64 tables * 127 * 255 < 2**21.

@@ -85,8 +85,8 @@ class Target(ABC):
         return 0
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
-        """How many accumulators `lookup` needs for one tile, and their vector type."""
-        return len(set(plane_weights)), "int16x16"
+        """How many accumulators `lookup` needs for one tile, and the type of their 16 elements."""
+        return len(set(plane_weights)), "int16"
 
     @abstractmethod
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
