@@ -15,7 +15,6 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch_mlir import ir
 from torch_mlir.extras import fx_importer as fxi
 from torch_mlir.passmanager import PassManager
@@ -158,11 +157,8 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
         value = operator.attrgetter(node.target)(gm)
         if not isinstance(value, torch.Tensor):
             continue
-        with unset_fake_temporarily():  # tracing is under way: operators would take the constant for a stray tensor
-            data = value.detach().contiguous()
-            content = repr((tuple(data.shape), data.dtype)).encode() + bytes(
-                data.reshape(-1).view(torch.uint8).tolist()
-            )
+        data = value.detach().contiguous()
+        content = bytes(data.reshape(-1).view(torch.uint8).tolist()) + repr((tuple(data.shape), data.dtype)).encode()
         name = f"constant.{hashlib.sha256(content).hexdigest()[:16]}"
         store.bind(name, data)
         node.meta[PARAMETER_META] = name

@@ -101,13 +101,12 @@ class ParameterStore:
             whole = self._kept[name] = self.tensor(name).contiguous()
             row = 0
             for part in self._stacks.get(name, ()):
-                tensor = self._originals.get(part)
-                if tensor is None or tensor.is_inference():
-                    continue
-                # Same values at the same shape and strides: eager and other graphs go on as before, over one copy.
-                if tensor.is_contiguous():
-                    tensor.data = whole[row : row + tensor.shape[0]]
+                tensor = self.tensor(part)
+                rows = whole[row : row + tensor.shape[0]]
                 row += tensor.shape[0]
+                # Same values at the same shape and strides: eager and other graphs go on as before, over one copy.
+                if part in self._originals and tensor.is_contiguous() and not tensor.is_inference():
+                    tensor.data = rows
         return self._kept[name]
 
     def packed(

@@ -91,7 +91,7 @@ def capture(
         if len(fakes) != len(labels):
             raise CaptureError(f"AOTAutograd changed the number of inputs from {len(labels)} to {len(fakes)}")
         phase = graph_phase(functional)
-        with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors switched on; ours computes weights
+        with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors on; ours computes weights
             return compile_graph(import_graph(functional, store, names, labels, phase), functional)
 
     aot = aot_autograd(

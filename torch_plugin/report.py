@@ -45,8 +45,7 @@ class GraphReport:
         facts.add_row("torch fallbacks", _counts(self.fallbacks) or "none")
         facts.add_row("packed weights", f"{self.packed_bytes / 1e6:.1f} MB, shared by the model's graphs")
         facts.add_row("executable cache", self.cache)
-        stages = ", ".join(f"{stage} {time:.2f}" for stage, time in self.seconds.items())
-        facts.add_row("seconds", f"{sum(self.seconds.values()):.2f}" + (f" ({stages})" if stages else ""))
+        facts.add_row("seconds", ", ".join(f"{stage} {time:.2f}" for stage, time in self.seconds.items()) or "none")
         return Group(self._pass_table(), facts)
 
     def _pass_table(self) -> Table:
