@@ -1,0 +1,274 @@
+"""Decode, prefill, first call and memory of a Llama of 1.1B shape: lutra against eager and inductor, in one run.
+
+    python benchmarks/decode.py
+    python benchmarks/decode.py --engines eager,inductor,none,w4,w2-lut,ternary-lut --rounds 5 --json result.json
+
+Weights are random: no figure here depends on their values. Every engine lives in a process of its own and they take
+turns, A B A B, so that what the machine does meanwhile meets all of them; figures are medians over the rounds. Engines
+are `eager`, `inductor`, or the name of a recipe. Cold: the first call with empty compile caches; warm: the same in a
+second process over the caches that the first one left.
+"""
+
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from lutra import LutraError
+from lutra.tuning.memory import Peak, resident, weights_read, weights_read_eagerly
+from lutra.tuning.speed import Speed, Timing, alternate, time_steps
+from lutra.tuning.worker import Worker
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+
+SHAPES = {
+    "1.1b": LlamaConfig(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    ),
+    "tiny": LlamaConfig(
+        vocab_size=512,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+def random_model(shape: str) -> LlamaForCausalLM:
+    """A bfloat16 Llama with normal weights of deviation 0.02, made in about a second a billion.
+
+    One block of random numbers fills all matrices; its length shares no factor with theirs, so that no two rows are
+    the same."""
+    config = SHAPES[shape]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).bfloat16()
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its table is a buffer that `to_empty` lost
+    block = (torch.randn((1 << 20) + 7, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data.fill_(1)
+            continue
+        flat, size = parameter.data.view(-1), len(block)
+        for start in range(0, len(flat), size):
+            flat[start : start + size] = block[: len(flat) - start]
+    return model.eval()
+
+
+class Engine:
+    """One way to run the model, in this process; `name`: eager, inductor or a recipe."""
+
+    def __init__(self, name: str, shape: str, prompt: int, new_tokens: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._bare = resident()
+        self._model = random_model(shape)
+        self._ids = torch.randint(0, SHAPES[shape].vocab_size, (1, prompt), generator=torch.Generator().manual_seed(1))
+        self._new_tokens = new_tokens
+        self._lutra = name not in ("eager", "inductor")
+        config = self._model.config
+        self._cache = StaticCache(config=config, max_cache_len=prompt + new_tokens)
+        head_size = config.hidden_size // config.num_attention_heads
+        heads = config.num_key_value_heads or config.num_attention_heads
+        self._cache.early_initialization(1, heads, head_size, torch.bfloat16, torch.device("cpu"))
+        self._forward: Callable[..., Any] = self._model
+        if name == "inductor":
+            self._forward = torch.compile(self._model, dynamic=False)
+        elif self._lutra:
+            options = {"recipe": name, "release_weights": True}
+            self._forward = torch.compile(self._model, backend="lutra", dynamic=False, options=options)
+
+    def first_call(self) -> float:
+        """Seconds of the first prefill and the first decode step, compiling included."""
+        start = time.perf_counter()
+        time_steps(self._forward, self._ids, 2, self._cache)
+        return time.perf_counter() - start
+
+    def run(self) -> tuple[Timing, int]:
+        """One generation, and the most bytes that were resident in it above what the process had before the model."""
+        with Peak() as peak:
+            timing = time_steps(self._forward, self._ids, self._new_tokens, self._cache)
+        return timing, peak.bytes - self._bare
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one decode step reads."""
+        if not self._lutra:
+            return weights_read_eagerly(self._model)
+        from lutra.torch_plugin.report import states_of  # only here: the peers do not load the compiler
+
+        graphs = [graph.graph for state in states_of(self._model) for graph in state.graphs]
+        return next(weights_read(graph) for graph in graphs if graph.phase == "decode")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one engine did: tokens per second, seconds (None where there is nothing to compile), bytes."""
+
+    decode: float
+    prefill: float
+    cold: float
+    warm: float | None
+    peak: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure that the project set out to reach: at least `bound`, or at most when `most`."""
+
+    text: str
+    value: Callable[[Mapping[str, Result]], float]
+    bound: float
+    most: bool = False
+
+    def verdict(self, results: Mapping[str, Result]) -> tuple[str, str] | None:
+        """Its figure and whether it was reached; None when an engine that it speaks of did not run."""
+        try:
+            value = self.value(results)
+        except KeyError:
+            return None
+        reached = value <= self.bound if self.most else value >= self.bound
+        return f"{value:.2f}", "reached" if reached else "missed"
+
+
+def _slowest(time_of: Callable[[Result], float | None]) -> Callable[[Mapping[str, Result]], float]:
+    """The greatest `time_of` over all recipes that ran; `KeyError` when none did."""
+
+    def value(results: Mapping[str, Result]) -> float:
+        times = [time_of(r) for name, r in results.items() if name not in ("eager", "inductor")]
+        if not times:
+            raise KeyError
+        return max(t for t in times if t is not None)
+
+    return value
+
+
+TARGETS = (
+    Target("w4 decode / eager", lambda r: r["w4"].decode / r["eager"].decode, 4.0),
+    Target("w2-lut decode / eager", lambda r: r["w2-lut"].decode / r["eager"].decode, 6.0),
+    Target("none decode / inductor", lambda r: r["none"].decode / r["inductor"].decode, 1.0),
+    Target("first call cold, s, slowest recipe", _slowest(lambda r: r.cold), 60.0, most=True),
+    Target("first call warm, s, slowest recipe", _slowest(lambda r: r.warm), 10.0, most=True),
+    Target("w4 peak above bare, GB", lambda r: r["w4"].peak / 1e9, 1.0, most=True),
+)
+"""Set for the 1.1B shape on two cores."""
+
+
+def measure(
+    names: Sequence[str], engine: Sequence[Any], rounds: int, scratch: Path, console: Console
+) -> dict[str, Result]:
+    """Cold start, rounds and warm start of every engine; `engine`: arguments of `Engine` after its name."""
+
+    def worker(name: str) -> Worker:
+        folder = scratch / str(names.index(name))
+        caches = {"LUTRA_CACHE_DIR": str(folder / "lutra"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+        return Worker(Engine, name, *engine, environment=caches)
+
+    def first_call(name: str, process: Worker, caches: str) -> float:
+        seconds = process.call("first_call")
+        console.print(f"{name}: first call, {caches} caches: {seconds:.1f} s", highlight=False)
+        return seconds
+
+    with ExitStack() as stack:
+        workers = {name: stack.enter_context(worker(name)) for name in names}
+        cold = {name: first_call(name, process, "empty") for name, process in workers.items()}
+        runs = {name: partial(process.call, "run") for name, process in workers.items()}
+        done = alternate(
+            runs, rounds, lambda name, number: console.print(f"round {number + 1}: {name}", highlight=False)
+        )
+        weights = {name: process.call("weight_bytes") for name, process in workers.items()}
+    warm: dict[str, float] = {}
+    for name in names:
+        if name != "eager":
+            with worker(name) as process:
+                warm[name] = first_call(name, process, "warm")
+    results = {}
+    for name in names:
+        speed = Speed.over([timing for timing, _ in done[name]])
+        peak = max(peak for _, peak in done[name])
+        results[name] = Result(speed.decode, speed.prefill, cold[name], warm.get(name), peak, weights[name])
+    return results
+
+
+def table(results: Mapping[str, Result], title: str) -> Table:
+    """One row an engine, with its decode speed relative to the peers that ran."""
+    peers = [peer for peer in ("eager", "inductor") if peer in results]
+    headings = ["decode tok/s", *(f"x {peer}" for peer in peers), "prefill tok/s", "first call s", "warm s", "peak MB"]
+    result = Table("engine", *headings, "read MB/token", title=title)
+    for column in result.columns[1:]:
+        column.justify = "right"
+    for name, r in results.items():
+        ratios = [f"{r.decode / results[peer].decode:.2f}" for peer in peers]
+        times = [f"{r.cold:.1f}", "" if r.warm is None else f"{r.warm:.1f}"]
+        sizes = [f"{r.peak / 1e6:.0f}", f"{r.weights / 1e6:.0f}"]
+        result.add_row(name, f"{r.decode:.1f}", *ratios, f"{r.prefill:.0f}", *times, *sizes)
+    return result
+
+
+def target_table(results: Mapping[str, Result]) -> Table:
+    """The targets that the engines that ran speak to."""
+    result = Table("target", "bound", "measured", "")
+    for target in TARGETS:
+        verdict = target.verdict(results)
+        if verdict is not None:
+            result.add_row(target.text, f"{'<=' if target.most else '>='} {target.bound:g}", *verdict)
+    return result
+
+
+def main(
+    engines: Annotated[
+        str, typer.Option(help="eager, inductor and recipes, with commas")
+    ] = "eager,inductor,none,w4,w2-lut",
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+    shape: Annotated[str, typer.Option(help=" or ".join(SHAPES))] = "1.1b",
+    prompt: Annotated[int, typer.Option(help="prompt tokens", min=1)] = 128,
+    new_tokens: Annotated[int, typer.Option(min=3)] = 32,
+    threads: Annotated[int, typer.Option(min=1)] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there as well")] = None,
+) -> None:
+    """Print one table with all engines, and the targets beside what was measured."""
+    console = Console()
+    console.width = max(console.width, 110)  # the table's; a pipe has no width of its own
+    names = list(dict.fromkeys(engines.split(",")))
+    if shape not in SHAPES:
+        raise typer.BadParameter(f"{shape!r} is not one of {', '.join(SHAPES)}", param_hint="--shape")
+    settings = {"shape": shape, "prompt": prompt, "new_tokens": new_tokens, "threads": threads}
+    try:
+        with tempfile.TemporaryDirectory(prefix="lutra-benchmark-") as scratch:
+            results = measure(names, list(settings.values()), rounds, Path(scratch), console)
+    except LutraError as error:
+        console.print(f"[bold red]error[/] {error}", highlight=False)
+        raise typer.Exit(2) from None
+    console.print(
+        table(results, f"Llama {shape}, bfloat16, prompt {prompt}, {new_tokens} new tokens, {threads} threads")
+    )
+    if shape == "1.1b":
+        console.print(target_table(results))
+    if json_file is not None:
+        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.machine()}
+        figures = {name: asdict(result) for name, result in results.items()}
+        json_file.write_text(
+            json.dumps({**settings, "rounds": rounds, **versions, "engines": figures}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)
