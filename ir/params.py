@@ -33,7 +33,7 @@ class ParameterStore:
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
-    _released: set[str] = field(default_factory=set)
+    _released: dict[str, torch.Size] = field(default_factory=dict)
 
     def bind(self, name: str, tensor: torch.Tensor) -> None:
         """Make `tensor` (of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
@@ -41,7 +41,8 @@ class ParameterStore:
             raise CaptureError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
             )
-        self._originals[name] = tensor
+        if name not in self._released:  # the next graph of the model passes what is left of it: no values
+            self._originals[name] = tensor
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
         """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""
@@ -85,6 +86,10 @@ class ParameterStore:
         if not isinstance(value, torch.Tensor):
             raise CaptureError(f"parameter {name!r} is quantised; a plain tensor was asked for")
         return value
+
+    def shape(self, name: str) -> torch.Size:
+        """Shape of the plain tensor `name`, also when it was released."""
+        return self._released[name] if name in self._released else self.tensor(name).shape
 
     def quantized(self, name: str) -> QuantizedWeight:
         """`value(name)`, which must be a quantised weight."""
@@ -158,8 +163,7 @@ class ParameterStore:
                 needed |= self.sources(name)
         gone = [name for name in self._originals if name not in needed]
         for name in gone:
-            del self._originals[name]
-            self._released.add(name)
+            self._released[name] = self._originals.pop(name).shape
         return gone
 
     def __contains__(self, name: str) -> bool:

@@ -109,7 +109,7 @@ def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
         return False
     linears, start, starts = [], 0, {}
     for path, weight, bias in zip(own, weights, biases, strict=True):
-        rows = graph.store.tensor(weight).shape[0]
+        rows = graph.store.shape(weight)[0]
         operand = build(ParamOp, rewriter, op, weight, vtensor((rows, static_shape(op.weight)[1]), op.weight)).out
         keywords = {}
         if bias is not None:
