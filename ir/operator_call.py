@@ -136,9 +136,21 @@ def _elements(attribute: Any) -> tuple[Any, ...]:
         return (attribute.get_splat_value().value,)
     try:
         return tuple(np.array(attribute).reshape(-1).tolist())
-    except ValueError:  # bfloat16, which numpy does not have
-        text = str(attribute).split("<", 1)[1].rsplit("> :", 1)[0]
-        return tuple(np.array(ast.literal_eval(text)).reshape(-1).tolist())
+    except (TypeError, ValueError):  # bfloat16, which numpy does not have
+        return _bfloat16_elements(str(attribute).split("<", 1)[1].rsplit("> :", 1)[0])
+
+
+def _bfloat16_elements(text: str) -> tuple[float, ...]:
+    """Elements as MLIR writes them: nested lists, with integers for the bits of inf and nan, or bytes."""
+    literal = ast.literal_eval(text)
+    if isinstance(literal, str):
+        return tuple(torch.frombuffer(bytearray.fromhex(literal[2:]), dtype=torch.bfloat16).tolist())
+    bits = [e if isinstance(e, int) else None for e in np.array(literal, dtype=object).reshape(-1)]
+    elements = np.array(literal, dtype=float).reshape(-1)
+    return tuple(
+        float(e) if b is None else torch.tensor(b, dtype=torch.uint16).view(torch.bfloat16).item()
+        for e, b in zip(elements, bits, strict=True)
+    )
 
 
 _FROM_RESULT: dict[str, Callable[[Any], dict[str, Any]]] = {
@@ -281,8 +293,9 @@ _ARITHMETIC: dict[str, Callable[..., Any]] = {
 
 
 def _literal(*, value: tuple[Any, ...], dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-    elements = torch.tensor(value, dtype=dtype)
-    return elements.expand(shape).clone() if len(value) == 1 else elements.reshape(shape)
+    return (
+        torch.full(shape, value[0], dtype=dtype) if len(value) == 1 else torch.tensor(value, dtype=dtype).reshape(shape)
+    )
 
 
 def _reshape(x: torch.Tensor, shape: list[Any]) -> torch.Tensor:

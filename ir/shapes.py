@@ -107,7 +107,7 @@ def _expressions(value: Described) -> Iterator[sympy.Expr]:
 _PRIMES = tuple(p for p in range(11, 1000) if all(p % d for d in range(2, 32) if d < p))
 _EXAMPLES: tuple[Callable[[int, int], int], ...] = (
     lambda position, count: _PRIMES[2 * position],  # ascending: a batch, then positions, then the length of a cache
-    lambda position, count: 64 * _PRIMES[2 * position],
+    lambda position, count: 16 * _PRIMES[2 * position],
     lambda position, count: _PRIMES[2 * (count - position)],
 )
 """How to choose the example of the `position`-th of `count` symbols, in order of trial."""

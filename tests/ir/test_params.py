@@ -1,0 +1,131 @@
+"""The parameter store: names, derived and stacked values, packing, release."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lutra.ir.errors import CaptureError
+from lutra.ir.params import ParameterStore
+from lutra.ir.quantization import QuantizedWeight, WeightFormat
+
+
+@pytest.fixture
+def store() -> ParameterStore:
+    store = ParameterStore()
+    store.bind("a", torch.randn(4, 6))
+    store.bind("b", torch.randn(2, 6))
+    return store
+
+
+def quantize(weight: torch.Tensor) -> QuantizedWeight:
+    """One bit a weight: its sign."""
+    codes = (weight > 0).to(torch.uint8)
+    return QuantizedWeight(codes, weight.abs().mean(-1, keepdim=True).half(), None, WeightFormat(1, 0))
+
+
+def test_originals_are_bound_without_a_copy(store: ParameterStore):
+    tensor = torch.randn(3)
+    store.bind("c", tensor)
+    assert store.tensor("c") is tensor
+    assert store.originals() == ["a", "b", "c"]
+
+
+def test_parameters_without_values_are_refused(store: ParameterStore):
+    with pytest.raises(CaptureError, match="'c' is on the meta device"):
+        store.bind("c", torch.empty(3, device="meta"))
+
+
+def test_unknown_names_are_refused(store: ParameterStore):
+    with pytest.raises(CaptureError, match="no parameter is called 'c'"):
+        store.value("c")
+    with pytest.raises(CaptureError, match="no parameter is called 'c'"):
+        store.derive("d", ["a", "c"], torch.add)
+
+
+def test_derived_values_follow_their_sources_and_are_not_kept(store: ParameterStore):
+    store.derive("a.t", ["a"], lambda t: t.T)
+    store.derive("a.t2", ["a.t"], lambda t: 2 * t)
+    assert torch.equal(store.tensor("a.t2"), 2 * store.tensor("a").T)
+    assert store.value("a.t2") is not store.value("a.t2")
+    assert store.sources("a.t2") == {"a"}
+
+
+def test_a_name_keeps_its_first_meaning(store: ParameterStore):
+    store.derive("d", ["a"], torch.neg)
+    store.derive("d", ["a"], torch.abs)
+    assert torch.equal(store.tensor("d"), -store.tensor("a"))
+
+
+def test_kept_stacks_share_memory_with_their_parts(store: ParameterStore):
+    a, b = store.tensor("a"), store.tensor("b")
+    expected = torch.cat([a, b])
+    whole = store.keep(store.stack("a|b", ["a", "b"]))
+    assert torch.equal(whole, expected)
+    assert store.parts("a|b") == ("a", "b")
+    assert a.data_ptr() == whole.data_ptr()
+    whole[5] = 7
+    assert (b[1] == 7).all()
+    assert store.keep("a|b") is whole
+
+
+def test_tied_weights_cannot_be_stacked(store: ParameterStore):
+    store.bind("tied", store.tensor("a"))
+    assert store.can_stack(["a", "b"])
+    assert not store.can_stack(["a", "tied"])
+
+
+def test_values_are_what_was_asked_for(store: ParameterStore):
+    store.derive("q", ["a"], quantize)
+    assert store.quantized("q").format == WeightFormat(1, 0)
+    with pytest.raises(CaptureError, match="'q' is quantised"):
+        store.tensor("q")
+    with pytest.raises(CaptureError, match="'a' is not quantised"):
+        store.quantized("a")
+
+
+def test_weights_are_packed_once_and_unpacked_instead_of_computed_again(store: ParameterStore):
+    computed = []
+    store.derive("q", ["a"], lambda t: computed.append(t) or quantize(t))
+    buffers = store.packed("q", "rows", lambda q: [q.codes.clone()])
+    assert store.packed("q", "rows", lambda q: [q.codes.clone()]) is buffers
+    assert len(computed) == 1
+    original = store.quantized("q")
+    store.packed("q", "other", lambda q: [q.codes], lambda packed: replace(original, codes=packed[0]))
+    assert torch.equal(store.quantized("q").codes, buffers[0])
+    assert len(computed) == 3
+    assert store.packed_bytes() == 2 * 24
+
+
+def test_released_originals_are_gone_but_what_is_read_stays(store: ParameterStore):
+    store.derive("q", ["a"], quantize)
+    store.derive("b.t", ["b"], lambda t: t.T)
+    assert store.release(keep=["b.t"]) == ["a"]
+    assert store.tensor("b.t").shape == (6, 2)
+    with pytest.raises(CaptureError, match="'a' was released after packing"):
+        store.value("q")
+
+
+def test_a_rebound_store_computes_the_same_from_other_tensors(store: ParameterStore):
+    store.bind("constant.0", torch.ones(1))
+    store.derive("sum", ["a", "constant.0"], torch.add)
+    other = store.rebound({"a": torch.zeros(4, 6)})
+    assert torch.equal(other.tensor("sum"), torch.ones(4, 6))
+    assert not torch.equal(store.tensor("sum"), torch.ones(4, 6))
+    assert "b" not in other
+
+
+def test_parts_of_a_kept_stack_keep_their_values_beside_parts_that_are_derived(store: ParameterStore):
+    a, values = store.tensor("a"), store.tensor("a").clone()
+    store.derive("b.double", ["b"], lambda t: 2 * t)
+    whole = store.keep(store.stack("b.double|a", ["b.double", "a"]))
+    assert torch.equal(a, values)
+    assert a.data_ptr() == whole[2:].data_ptr()
+
+
+def test_released_names_stay_released_when_the_next_graph_passes_them_again(store: ParameterStore):
+    store.release(keep=["b"])
+    store.bind("a", torch.full((4, 6), torch.nan))
+    with pytest.raises(CaptureError, match="'a' was released after packing"):
+        store.tensor("a")
+    assert store.original("a") is None
+    assert store.shape("a") == (4, 6) and store.shape("b") == (2, 6)
