@@ -18,6 +18,7 @@ from ..passes.registry import available_passes
 from ..recipes.loading import load_recipe
 from .compiled_graph import CompiledGraph
 from .dump import Dump
+from .facts import graph_facts
 from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
@@ -57,7 +58,7 @@ class ModelState:
         dump = Dump.start(self.options.dump, graph, functional)
         with CompileProgress(self.options.progress, graph) as progress:
             progress.step("passes")
-            reports = run_passes(graph, self.recipe.steps, dump=dump)
+            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump)
             progress.step("code")
             codegen = CodegenOptions(
                 strict=self.options.strict,
