@@ -63,7 +63,7 @@ def precompute(
         with T.parallel(0, rows * chunks) as task:
             row, first = (task, 0) if chunks == 1 else (task // chunks, task % chunks * share)
             value = _value(prologue, inputs, k, dtype, row)
-            x = T.alloc_buffer((group,), "float32", scope="local")
+            x = T.alloc_buffer((group,), "float32")
             with T.serial(0, share if groups % chunks == 0 else T.min(share, groups - first)) as i:
                 g = T.bind(first + i)
                 columns = group if padded % group == 0 else T.bind(T.min(group, padded - g * group))
@@ -114,7 +114,7 @@ def _value(prologue: Prologue, inputs: list[Any], k: int, dtype: str, row: Expr)
 
 def _inverse_rms(load: Callable[[Expr, int], Expr], k: int, eps: float) -> Expr:
     lanes = max(gcd(k, 64), LANES)  # several registers wide: the additions of one would wait for each other
-    total = T.alloc_buffer((lanes,), "float32", scope="local")
+    total = T.alloc_buffer((lanes,), "float32")
     T.buffer_store(total, constant(0.0, lanes), [T.ramp(0, 1, lanes)])
     with T.serial(0, k // lanes) as i:
         value = T.bind(load(T.ramp(i * lanes, 1, lanes), lanes))
@@ -146,12 +146,12 @@ def _load(x: Any, value: Value, row: Expr, start: Expr, columns: Any, k: int) ->
 def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
     """One group of the dot family; 127 * 256 columns bound the total."""
     every = T.ramp(0, 1, LANES)
-    largest = T.alloc_buffer((LANES,), "float32", scope="local")
+    largest = T.alloc_buffer((LANES,), "float32")
     T.buffer_store(largest, constant(0.0, LANES), [every])
     with T.serial(0, columns // LANES) as i:
         T.buffer_store(largest, T.max(largest[every], absolute(x[T.ramp(i * LANES, 1, LANES)], LANES)), [every])
     inverse = _store_scale(largest[every], scale, row, g)
-    sums = T.alloc_buffer((LANES,), "int32", scope="local")
+    sums = T.alloc_buffer((LANES,), "int32")
     T.buffer_store(sums, vector_math.integer(0, LANES), [every])
     with T.serial(0, columns // LANES) as i:
         value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)] * T.broadcast(inverse, LANES), LANES))
@@ -163,8 +163,8 @@ def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group:
 def _build_tables(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
     """One group of the lookup family: the tables are computed twice, first for their largest entry."""
     every = T.ramp(0, 1, LANES)
-    largest = T.alloc_buffer((LANES,), "float32", scope="local")
-    sums = T.alloc_buffer((LANES,), "float32", scope="local")
+    largest = T.alloc_buffer((LANES,), "float32")
+    sums = T.alloc_buffer((LANES,), "float32")
     T.buffer_store(largest, constant(0.0, LANES), [every])
     T.buffer_store(sums, constant(0.0, LANES), [every])
     entry = vector_math.integer(0, LANES) + T.ramp(0, 1, LANES)

@@ -25,7 +25,7 @@ def dequantize(layout: PackedLayout, target: Target, dtype: str) -> tirx.PrimFun
     def body(packed: Any, scales: Any, *rest: Any) -> None:
         *zeros, out = rest
         with T.parallel(0, layout.blocks) as block:
-            factors = T.alloc_buffer((2, BLOCK_ROWS), "float32", scope="local")
+            factors = T.alloc_buffer((2, BLOCK_ROWS), "float32")
             with T.serial(0, layout.groups) as g:
                 _row_factors(factors, layout, target, scales, zeros, block, g)
                 with (
@@ -58,7 +58,7 @@ def dequantize(layout: PackedLayout, target: Target, dtype: str) -> tirx.PrimFun
                 with T.Then():
                     T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
                 with T.Else():
-                    edge = T.alloc_buffer((LANES,), dtype, scope="local")
+                    edge = T.alloc_buffer((LANES,), dtype)
                     T.buffer_store(edge, value, [T.ramp(0, 1, LANES)])
                     with T.serial(0, LANES) as lane, T.If(first + lane < columns), T.Then():
                         T.buffer_store(out, edge[lane], [row, first + lane])

@@ -23,9 +23,7 @@ from .packing import BLOCK_ROWS, TILE_ROWS, UNIT, PackedLayout, quad_fields
 TILES = BLOCK_ROWS // TILE_ROWS
 _PREFETCH_BYTES = 4096
 _ROWS_AT_ONCE = 4
-"""Activation rows that share one unpacking of the weights when there are many."""
-_ACCUMULATORS = 16
-"""Tile accumulators that stay in registers: more rows mean fewer tiles at a time."""
+"""Activation rows that share one unpacking of the weights, at most: their 16 accumulators stay in registers."""
 _ALL = T.ramp(0, 1, TILE_ROWS)
 
 
@@ -39,7 +37,7 @@ def low_bit_linear(
     dtype of the bias, if there is one. Product and bias are rounded once, then the residual is added and rounded. `m` None: any
     number of rows, a few at a time."""
     rows: Any = tirx.Var("m", "int64") if m is None else m
-    at_once = m if m is not None and m <= 2 * _ROWS_AT_ONCE else _ROWS_AT_ONCE
+    at_once = _ROWS_AT_ONCE if m is None else -(-m // -(-m // _ROWS_AT_ONCE))
     zero_points = layout.format.has_zero_points
 
     def body(q: Any, scale: Any, total: Any, packed: Any, scales: Any, *rest: Any) -> None:
@@ -99,25 +97,22 @@ class _Step:
         # Per channel, scale and zero point are the same for all groups: they are applied once, at the end.
         late = layout.per_channel
         moments = [_zero_buffer("float32", 1) for _ in range(count)] if late and self.zeros is not None else []
-        tiles = max(1, min(TILES, _ACCUMULATORS // count))
         with T.serial(0, -(-layout.units * UNIT // layout.activation_group)) as g:
             factors = [T.bind(self.scale[row, g]) for row in self.chosen]
             totals = [T.bind(self._total(row, g, factor)) for row, factor in zip(self.chosen, factors, strict=True)]
             for moment, value in zip(moments, totals, strict=False):
                 T.buffer_store(moment, moment[0] + value, [0])
-            for first in range(0, TILES, tiles):
-                accs = self._group_sums(g, range(first, first + tiles))
-                for tile, of_tile in accs.items():
-                    s = None if late else T.bind(self._scale(g, tile))
-                    z = None if late or self.zeros is None else T.bind(self._zero_point(g, tile))
-                    for i, acc in enumerate(of_tile):
-                        value = T.Cast("float32x16", acc) * _broadcast(factors[i])
-                        if z is not None:
-                            value = value - z * _broadcast(totals[i])
-                        elif self.zeros is None and self._fixed_zero_point:
-                            value = value - _broadcast(totals[i] * T.float32(self._fixed_zero_point))
-                        value = value if s is None else value * s
-                        T.buffer_store(sums[i][tile], sums[i][tile][_ALL] + value, [_ALL])
+            for tile, of_tile in enumerate(self._group_sums(g)):
+                s = None if late else T.bind(self._scale(g, tile))
+                z = None if late or self.zeros is None else T.bind(self._zero_point(g, tile))
+                for i, acc in enumerate(of_tile):
+                    value = T.Cast("float32x16", acc) * _broadcast(factors[i])
+                    if z is not None:
+                        value = value - z * _broadcast(totals[i])
+                    elif self.zeros is None and self._fixed_zero_point:
+                        value = value - _broadcast(totals[i] * T.float32(self._fixed_zero_point))
+                    value = value if s is None else value * s
+                    T.buffer_store(sums[i][tile], sums[i][tile][_ALL] + value, [_ALL])
         for tile in range(TILES if late else 0):
             s = T.bind(self._scale(0, tile))
             for i in range(count):
@@ -152,7 +147,7 @@ class _Step:
                         finish(buffer[_ALL], row, T.ramp(first, 1, 16), 16)
                     with T.Else():
                         # A copy: indexing `buffer` by a variable would force it out of registers.
-                        tail = T.alloc_buffer((TILE_ROWS,), "float32", scope="local")
+                        tail = T.alloc_buffer((TILE_ROWS,), "float32")
                         T.buffer_store(tail, buffer[_ALL], [_ALL])
                         with T.serial(0, TILE_ROWS) as lane, T.If(first + lane < n), T.Then():
                             finish(tail[lane], row, first + lane, 1)
@@ -182,35 +177,35 @@ class _Step:
             return value * _broadcast(T.float32(2)) - _broadcast(T.float32(2**bits - 1))
         return value - _broadcast(T.float32(self.target.code_bias(bits)))
 
-    def _group_sums(self, g: Expr, tiles: range) -> dict[int, list[Expr]]:
+    def _group_sums(self, g: Expr) -> list[list[Expr]]:
         """Emit the integer sums of one group; `result[tile][i]`: int32x16."""
         layout, weights = self.layout, self.layout.format.plane_weights
         dot = layout.family == "dot"
         count, element = (1, "int32") if dot else self.target.lookup_accumulators(weights)
-        accs = {t: [[_zero_buffer(element) for _ in range(count)] for _ in self.chosen] for t in tiles}
+        accs = [[[_zero_buffer(element) for _ in range(count)] for _ in self.chosen] for _ in range(TILES)]
         units = layout.activation_group // UNIT
         inside = units if layout.units % units == 0 else T.min(units, layout.units - g * units)
         with T.serial(0, inside) as i:
             unit = T.bind(g * units + i)
-            self._prefetch(unit, tiles)
-            for tile in tiles:
-                if not dot:
-                    self._lookup_unit(unit, tile, accs[tile])
+            self._prefetch(unit)
             for quad in range(8 if dot else 0):
-                for tile in tiles:
-                    self._dot_quad(unit, quad, tile, accs[tile])
+                for tile, of_tile in enumerate(accs):
+                    self._dot_quad(unit, quad, tile, of_tile)
+            for plane in range(0 if dot else len(weights)):
+                for tile, of_tile in enumerate(accs):
+                    self._lookup_plane(unit, plane, tile, of_tile)
 
         def integer_sum(of_row: list[Any]) -> Expr:
             parts = [part[_ALL] for part in of_row]
             return parts[0] if dot else self.target.widen(parts, weights)
 
-        return {tile: [integer_sum(of_row) for of_row in accs[tile]] for tile in tiles}
+        return [[integer_sum(of_row) for of_row in of_tile] for of_tile in accs]
 
-    def _prefetch(self, unit: Expr, tiles: range) -> None:
+    def _prefetch(self, unit: Expr) -> None:
         vectors = self.layout.format.bits
         ahead = unit + max(1, _PREFETCH_BYTES // (64 * TILES * vectors))
         for vector in range(vectors):
-            for tile in tiles:
+            for tile in range(TILES):
                 address = T.address_of(self.packed[self.block, ahead, vector, 64 * tile])
                 T.evaluate(T.call_intrin("void", "tirx.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
 
@@ -229,23 +224,23 @@ class _Step:
             x = _loader(self.q, (row,), unit * UNIT + 4 * quad)
             T.buffer_store(acc, self.target.dot(acc[_ALL], codes, x, bits), [_ALL])
 
-    def _lookup_unit(self, unit: Expr, tile: int, accs: list[list[Any]]) -> None:
-        """All planes of a unit of a tile, for every chosen row."""
+    def _lookup_plane(self, unit: Expr, plane: int, tile: int, accs: list[list[Any]]) -> None:
+        """One bit plane of a unit of a tile, for every chosen row."""
         weights = self.layout.format.plane_weights
-        order = sorted(set(weights))
-        for plane, weight in enumerate(weights):
-            vector = T.bind(self._vector(unit, plane, tile))
-            for side in range(2):
-                index = T.bind(field(vector, 4 * side, 4))
-                for row, of_row in zip(self.chosen, accs, strict=True):
-                    acc = of_row[order.index(weight) if len(of_row) > 1 else 0]
-                    table = _loader(self.q, (row, unit * 2 + side), 0)
-                    T.buffer_store(acc, self.target.lookup(acc[_ALL], index, table, weight), [_ALL])
+        number = sorted(set(weights)).index(weights[plane])
+        vector = T.bind(self._vector(unit, plane, tile))
+        for side in range(2):
+            index = T.bind(field(vector, 4 * side, 4))
+            for row, of_row in zip(self.chosen, accs, strict=True):
+                acc = of_row[number if len(of_row) > 1 else 0]
+                table = _loader(self.q, (row, unit * 2 + side), 0)
+                T.buffer_store(acc, self.target.lookup(acc[_ALL], index, table, weights[plane]), [_ALL])
 
 
 def _zero_buffer(element: str, lanes: int = TILE_ROWS) -> Any:
-    """A local buffer of zeros that LLVM keeps in a register: one each, since TVM puts what is 1 KB or larger on the heap."""
-    buffer = T.alloc_buffer((lanes,), element, scope="local")
+    """A buffer of zeros that LLVM keeps in a register. One each and in the default scope: TVM puts larger buffers, and all of scope
+    "local", on the heap."""
+    buffer = T.alloc_buffer((lanes,), element)
     zero = tirx.const(0, element)
     T.buffer_store(buffer, T.broadcast(zero, lanes) if lanes > 1 else zero, [T.ramp(0, 1, lanes) if lanes > 1 else 0])
     return buffer
