@@ -137,3 +137,26 @@ def test_every_fused_operation_keeps_the_paths_of_its_modules(
     assert {path for own in linears for path in own} == modules
     attention = "model.layers.0.self_attn"
     assert linears[0] == tuple(f"{attention}.{x}_proj" for x in "qkv")
+
+
+def test_growing_caches_and_left_padding_keep_their_values(
+    make_model: Callable[..., nn.Module], interpreted: Callable[..., Any], tokens: torch.Tensor
+):
+    from transformers import DynamicCache
+
+    model, backend = make_model("llama"), interpreted({"fuse": {}})
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    step = torch.randint(3, 96, (len(tokens), 1))
+    results = []
+    with torch.no_grad():
+        for run in (model, compiled):
+            cache = DynamicCache(config=model.config)  # type: ignore[arg-type]
+            prompt = run(tokens, attention_mask=mask, past_key_values=cache).logits
+            longer = torch.cat([mask, torch.ones_like(step)], 1)
+            results.append((prompt, run(step, attention_mask=longer, past_key_values=cache).logits))
+    # The logits of padding itself are arbitrary: rows in which nothing may be attended.
+    assert difference(results[1][0][mask.bool()], results[0][0][mask.bool()]) < 1e-5
+    assert difference(results[1][1], results[0][1]) < 1e-5
+    assert [graph.phase for graph in backend.graphs] == ["prefill", "decode"]
