@@ -224,12 +224,11 @@ def table(results: Mapping[str, Result], title: str) -> Table:
 
 
 def target_table(results: Mapping[str, Result]) -> Table:
-    """The targets that the engines that ran speak to."""
+    """The targets, as far as the engines that ran speak to them."""
     result = Table("target", "bound", "measured", "")
     for target in TARGETS:
-        verdict = target.verdict(results)
-        if verdict is not None:
-            result.add_row(target.text, f"{'<=' if target.most else '>='} {target.bound:g}", *verdict)
+        verdict = target.verdict(results) or ("not run", "")
+        result.add_row(target.text, f"{'<=' if target.most else '>='} {target.bound:g}", *verdict)
     return result
 
 

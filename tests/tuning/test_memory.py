@@ -1,9 +1,18 @@
 """Memory figures: of the process as pages come and go, of weights by counting by hand."""
 
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
+from lutra.ir.graph import Graph
+from lutra.ir.interpreter import interpret
+from lutra.ir.params import ParameterStore
+from lutra.passes.pipeline import run_passes
+from lutra.passes.registry import available_passes
+from lutra.recipes.loading import load_recipe
+from lutra.torch_plugin.capture import capture
 from lutra.tuning import memory
 
 MEGABYTE = 1 << 20
@@ -38,3 +47,75 @@ def test_an_embedding_counts_only_where_a_head_is_tied_to_it():
     head.weight = embedding.weight
     assert memory.weights_read_eagerly(layers) == 4 * (8 * 8 + 8 + 800)
     assert memory.weights_read_eagerly(layers[:2]) == 4 * (8 * 8 + 8)
+
+
+class Model(torch.nn.Module):
+    """An embedding, a linear without and one with a bias, and a head."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(96, 64)
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 64)])
+        self.head = torch.nn.Linear(64, 96, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def captured(model: torch.nn.Module, passes: list[dict[str, Any]]) -> Graph:
+    """The graph of `model` after `passes`."""
+    graphs: list[Graph] = []
+    recipe = load_recipe({"lutra": 1, "name": "test", "passes": passes}, available_passes())
+
+    def compile_graph(graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
+        run_passes(graph, recipe.steps)
+        graphs.append(graph)
+
+        def run(arguments: list[Any]) -> Any:
+            return interpret(graph, [arguments[i.position] for i in graph.inputs])
+
+        run._boxed_call = True
+        return run
+
+    def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        return capture(gm, inputs, ParameterStore(), compile_graph)
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(torch.randint(0, 96, (1, 5)))
+    return graphs[0]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_unquantised_graph_reads_what_eager_reads(tied: bool):
+    model = Model(tied)
+    assert memory.weights_read(captured(model, [{"fuse": {}}])) == memory.weights_read_eagerly(model)
+
+
+@pytest.mark.parametrize(
+    ("format_", "bytes_a_weight"),
+    [
+        ({"bits": 4, "group_size": 32}, 4 / 8 + 2 / 32),
+        ({"bits": 4, "group_size": 32, "scheme": "asymmetric"}, 4 / 8 + 4 / 32),
+        ({"bits": 2, "group_size": "channel", "scheme": "ternary"}, 2 / 8 + 2 / 64),
+        ({"bits": 1, "group_size": 64}, 1 / 8 + 2 / 64),
+    ],
+)
+def test_a_quantised_graph_reads_codes_scales_and_zero_points(format_: dict[str, Any], bytes_a_weight: float):
+    graph = captured(Model(tied=True), [{"fuse": {}}, {"quantize-weights": format_}])
+    weights = 64 * 64 + 64 * 64 + 96 * 64
+    assert memory.weights_read(graph) == weights * bytes_a_weight + 4 * 64
+
+
+def test_resident_weights_are_the_originals_until_they_are_released():
+    model = Model(tied=False)
+    graph = captured(model, [{"fuse": {}}])
+    everything = memory.tensor_bytes(model.parameters())
+    assert memory.weights_resident([graph, graph]) == everything
+    graph.store.release(keep=["embed.weight"])
+    assert memory.weights_resident([graph]) == 4 * 96 * 64
