@@ -89,10 +89,19 @@ def weights_read(graph: Graph) -> int:
 
 
 def weights_resident(graphs: Iterable[Graph]) -> int:
-    """Bytes of all weights that compiled `graphs` keep in memory: packed ones and originals that were not released."""
-    stores = {id(graph.store): graph.store for graph in graphs}.values()
-    plain = (store.original(name) for store in stores for name in store.originals())
-    return tensor_bytes(t for t in plain if t is not None) + sum(store.packed_bytes() for store in stores)
+    """Bytes of all weights that compiled `graphs` keep in memory: packed ones, plain ones that a graph reads, and
+    originals that were not released."""
+    packed, plain = {}, []
+    for graph in graphs:
+        store = graph.store
+        packed[id(store)] = store.packed_bytes()
+        plain += [tensor for name in store.originals() if (tensor := store.original(name)) is not None]
+        plain += [store.keep(op.sym.value) for op in graph.operations if _is_plain(op)]
+    return sum(packed.values()) + tensor_bytes(plain)
+
+
+def _is_plain(op: object) -> bool:
+    return isinstance(op, ParamOp) and quantized_format(op.out.type) is None
 
 
 def _read_whole(op: object) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lutra.ir.errors import CaptureError
 from lutra.ir.graph import Graph
 from lutra.ir.interpreter import interpret
 from lutra.ir.params import ParameterStore
@@ -112,10 +113,33 @@ def test_a_quantised_graph_reads_codes_scales_and_zero_points(format_: dict[str,
     assert memory.weights_read(graph) == weights * bytes_a_weight + 4 * 64
 
 
-def test_resident_weights_are_the_originals_until_they_are_released():
+def test_resident_weights_are_the_originals_and_after_release_what_graphs_read():
     model = Model(tied=False)
-    graph = captured(model, [{"fuse": {}}])
     everything = memory.tensor_bytes(model.parameters())
-    assert memory.weights_resident([graph, graph]) == everything
+    plain = captured(model, [{"fuse": {}}])
+    quantised = captured(model, [{"fuse": {}}, {"quantize-weights": {"group_size": 32}}])
+    assert memory.weights_resident([plain, plain]) == memory.weights_resident([quantised]) == everything
+    for graph in (plain, quantised):
+        graph.store.release(keep=["embed.weight", "layers.1.bias"])
+    assert memory.weights_resident([quantised]) == 4 * (96 * 64 + 64)
+    with pytest.raises(CaptureError, match="was released"):  # it says so when somebody released what a graph reads
+        memory.weights_resident([plain])
+
+
+def test_projections_stacked_into_one_are_counted_once():
+    class Projections(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(96, 64)
+            self.q, self.k = torch.nn.Linear(64, 64), torch.nn.Linear(64, 32)
+
+        def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.embed(ids)
+            return self.q(x), self.k(x)
+
+    model = Projections()
+    everything = memory.tensor_bytes(model.parameters())
+    graph = captured(model, [{"fuse": {}}])
+    assert memory.weights_resident([graph]) == everything
     graph.store.release(keep=["embed.weight"])
-    assert memory.weights_resident([graph]) == 4 * 96 * 64
+    assert memory.weights_resident([graph]) == everything
