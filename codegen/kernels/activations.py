@@ -1,13 +1,13 @@
 """What low-bit kernels read instead of x: int8 activations or int8 lookup tables, with one scale per group of columns.
 
-Computed once for all linears that share an input, and fused with what produces it (a norm, a gate). Kp is K padded with zeros to a
-multiple of 32, A the columns of an activation group, G = ceil(Kp / A):
+Computed once for all linears that share an input, and fused with what produces it (a norm, a gate). Kp is K padded with
+zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A):
 
     dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
     lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
 
-Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns (PAPERS.md section
-1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly.
+Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns
+(PAPERS.md section 1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,9 +46,9 @@ def precompute_outputs(family: Family, k: int, group: int, m: Any) -> list[tuple
 def precompute(
     family: Family, k: int, group: int, m: int | None, dtype: str, target: Target, prologue: Prologue = None
 ) -> tirx.PrimFunc:
-    """`(inputs..., q, scale, total)`; inputs in `dtype`: x `[M, k]`, after a norm's weight `[k]`, or gate and up merged `[M, 2k]`.
+    """`(inputs..., q, scale, total)`; inputs: x `[M, k]`; x and a norm's weight `[k]`; gate and up merged `[M, 2k]`.
 
-    `group`: columns that share a scale, a multiple of 32. `m` None: any number of rows."""
+    `group`: columns that share a scale, a multiple of 32. `m` None: any number of rows. `dtype`: of x and the gate."""
     del target  # the same for every CPU: only the widths of vectors differ, and LLVM splits those
     rows: Any = tirx.Var("m", "int64") if m is None else m
     outputs = precompute_outputs(family, k, group, rows)

@@ -1,4 +1,4 @@
-"""A packed weight back as a dense matrix, for products with many rows, which a library's matrix multiplication does best.
+"""A packed weight back as a dense matrix, for products with many rows, which a library computes best.
 
 A row's codes of 16 columns are shifted out of copies of the few bytes that hold them, each lane by its own amount."""
 
@@ -87,7 +87,7 @@ def _row_factors(
 
 
 def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Expr, local: Expr, side: int) -> Expr:
-    """int32x16: the codes of one row in columns 16 * side... of a unit. A lane for column c belongs to slot c % 4 or c // 4 of a row."""
+    """int32x16: the codes of one row in columns 16 * side... of a unit. Column c is in slot c % 4 (dot) or c // 4."""
     in_row = layout.slot_order == "row"
 
     def lanes_of(vector: int, slots: list[int]) -> Expr:

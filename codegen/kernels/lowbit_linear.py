@@ -1,7 +1,7 @@
 """Linear layers on packed low-bit weights, for the few rows of activations of a decode step.
 
-One task multiplies a block of 64 weight rows, read strictly in order, with all rows of activations. Inside a group of columns
-the sum is of integers; at its end scale and zero point are applied once (MixPE; PAPERS.md section 1):
+One task multiplies a block of 64 weight rows, read strictly in order, with all rows of activations. Inside a group of
+columns the sum is of integers; at its end scale and zero point are applied once (MixPE; PAPERS.md section 1):
 
     dot     out[n] = sum_g s_g[n] * (xs_g * acc - z_g[n] * xs_g * sum(q))        acc = sum of code * q
     lookup  out[n] = sum_g s_g[n]/2 * (ts_g * acc - z'_g[n] * sum(x))            acc = sum of plane weight * table entry
@@ -31,11 +31,11 @@ _ALL = T.ramp(0, 1, TILE_ROWS)
 def low_bit_linear(
     layout: PackedLayout, target: Target, m: int | None, dtype: str, bias: str | None = None, residual: bool = False
 ) -> tirx.PrimFunc:
-    """`out [M, N] = x W^T (+ bias [N]) (+ residual [M, N])` from `(q, scale, total, packed, scales[, zeros][, bias][, residual])`.
+    """`(q, scale, total, packed, scales[, zeros][, bias [N]][, residual [M, N]], out [M, N])`.
 
-    The first three are results of `activations.precompute` for `layout.activation_group`. `dtype`: of out and residual; `bias`: the
-    dtype of the bias, if there is one. Product and bias are rounded once, then the residual is added and rounded. `m` None: any
-    number of rows, a few at a time."""
+    `out = x W^T (+ bias) (+ residual)`; product and bias are rounded once, then the residual is added and rounded. q,
+    scale and total are the results of `activations.precompute` for `layout.activation_group`. `dtype`: of out and
+    residual; `bias`: the dtype of the bias, if there is one. `m` None: any number of rows."""
     rows: Any = tirx.Var("m", "int64") if m is None else m
     at_once = _ROWS_AT_ONCE if m is None else -(-m // -(-m // _ROWS_AT_ONCE))
     zero_points = layout.format.has_zero_points
@@ -238,8 +238,8 @@ class _Step:
 
 
 def _zero_buffer(element: str, lanes: int = TILE_ROWS) -> Any:
-    """A buffer of zeros that LLVM keeps in a register. One each and in the default scope: TVM puts larger buffers, and all of scope
-    "local", on the heap."""
+    """A buffer of zeros that LLVM keeps in a register: small, in the default scope, because TVM takes larger buffers
+    and all of scope "local" from the heap."""
     buffer = T.alloc_buffer((lanes,), element)
     zero = tirx.const(0, element)
     T.buffer_store(buffer, T.broadcast(zero, lanes) if lanes > 1 else zero, [T.ramp(0, 1, lanes) if lanes > 1 else 0])

@@ -4,10 +4,11 @@
     scales [N/64][groups][64]                         float16     0 in padded rows
     zeros  [N/64][groups][64]                         float16     asymmetric formats only
 
-`vectors` equals the bits. A 64-byte vector holds 16 rows x 4 slots (`slot_order`: see `targets/base.py`); what a slot holds is the
-family's choice. *lookup*: vector p is bit plane p; the low nibble of slot j is the index into the table of columns 4j..4j+3 of
-the unit, the high nibble into that of columns 16+4j... *dot*: slot j holds column j of each of 8 *quads* (4 columns), whose codes
-are packed 8/bits to a byte, lowest field first; 3 bits are a 2-bit part (two vectors) and a 1-bit part (one).
+`vectors` equals the bits. A 64-byte vector holds 16 rows x 4 slots (`slot_order`: see `targets/base.py`); what a slot
+holds is the family's choice. *lookup*: vector p is bit plane p; the low nibble of slot j is the index into the table of
+columns 4j..4j+3 of the unit, the high nibble into that of columns 16+4j... *dot*: slot j holds column j of each of 8
+*quads* (4 columns), whose codes are packed 8/bits to a byte, lowest field first; 3 bits are a 2-bit part (two vectors)
+and a 1-bit part (one).
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class PackedLayout:
 
     @classmethod
     def create(cls, family: Family, format: WeightFormat, n: int, k: int, target: Target) -> "PackedLayout":
-        """The layout that `target`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
+        """What `target`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
         format.groups(k)
         return cls(family, format, n, k, target.slot_order[family])
 
@@ -131,7 +132,7 @@ def activation_group(format: WeightFormat, k: int) -> int:
 
 @dataclass(frozen=True)
 class Field:
-    """Where `bits` bits of the codes of one quad lie: in each byte of `vector`, from bit `shift`; they are worth `<< place`."""
+    """Where `bits` bits of one quad's codes lie: in each byte of `vector`, from bit `shift`; worth `<< place`."""
 
     vector: int
     shift: int

@@ -1,8 +1,9 @@
-"""Elementary functions on float32 TIR vectors: LLVM turns calls of libm into one scalar call a lane, these stay in registers.
+"""Elementary functions on float32 TIR vectors, without the scalar call a lane that LLVM makes of libm's functions.
 
-Every function takes and returns an expression of type `float32x{lanes}` and may bind intermediate values in the statement that is
-being built, because TIR is generated as a tree: an unbound value that is used twice is compiled twice. Cody-Waite reduction and
-the minimax polynomials are those of the Cephes library (Moshier), the tail of erf is Abramowitz and Stegun 7.1.26.
+Every function takes and returns an expression of type `float32x{lanes}` and may bind intermediate values in the
+statement that is being built, because TIR is generated as a tree: what is used twice unbound is compiled twice.
+Cody-Waite reduction and the minimax polynomials are those of the Cephes library (Moshier), the tail of erf is
+Abramowitz and Stegun 7.1.26.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,8 @@ TARGETS: dict[str, Target] = {target.name: target for target in (AVX512, AVX2, N
 def get_target(name: str = "auto", cross: bool = False) -> Target:
     """The target `name`; "auto" is the most capable one that this machine executes.
 
-    Raises `TargetError` for an unknown name, and (unless `cross`: code is only compiled, not run) for an ISA that this machine lacks."""
+    Raises `TargetError` for an unknown name and, unless `cross` (code is only compiled, not run), for an ISA that this
+    machine lacks."""
     if name == "auto":
         return next(target for target in TARGETS.values() if target.available())
     if name not in TARGETS:

@@ -1,8 +1,9 @@
-"""What a target is: one instruction set, described by its features and by the few primitives that templates are built from.
+"""What a target is: one instruction set, described by its features and by the few primitives that templates use.
 
-All templates work on *tiles* of 16 rows: an accumulator is `int32x16` whatever the register width, and LLVM splits it. So one
-template serves every ISA, and an ISA is the handful of methods below. Byte vectors hold 16 rows x 4 slots; in slot order "row"
-slot j of row r is byte 4*r + j (what dot-product instructions sum), in "table" order byte 16*j + r (what byte shuffles read).
+All templates work on *tiles* of 16 rows: an accumulator is `int32x16` whatever the register width, and LLVM splits it.
+So one template serves every ISA, and an ISA is the handful of methods below. Byte vectors hold 16 rows x 4 slots; in
+slot order "row" slot j of row r is byte 4*r + j (what dot-product instructions sum), in "table" order byte 16*j + r
+(what byte shuffles read).
 """
 
 from abc import ABC, abstractmethod
@@ -45,7 +46,7 @@ def quarters(vector: Expr, element: str) -> list[Expr]:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """An ISA: `features` (LLVM names) that it needs, how TVM is told about it, and the primitives of the low-bit templates."""
+    """An ISA: `features` (LLVM names) that it needs, how TVM is told about it, the primitives of low-bit templates."""
 
     name: str
     architectures: tuple[str, ...]
@@ -54,6 +55,8 @@ class Target(ABC):
     slot_order: Mapping[Family, SlotOrder] = field(hash=False)
     cross: Mapping[str, str] = field(default_factory=dict, hash=False)
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
+    lookup_up_to: tuple[int, int] = (0, 0)
+    """Most bits at which lookup kernels are the faster family: with one row of activations, with more."""
 
     def available(self) -> bool:
         """True when this machine executes the ISA."""
@@ -63,7 +66,7 @@ class Target(ABC):
         )
 
     def tvm_target(self, cross: bool = False) -> tvm.target.Target:
-        """The TVM target: of this machine restricted to the ISA, or with `cross` of a machine that is known to have it."""
+        """The TVM target: this machine restricted to the ISA, or with `cross` a machine that is known to have it."""
         return tvm.target.Target({"kind": "llvm", **(self.cross if cross else self.native())})
 
     def native(self) -> dict[str, Any]:
@@ -77,7 +80,9 @@ class Target(ABC):
 
     @abstractmethod
     def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
-        """`acc[r] + sum_j (codes[r, j] - code_bias(bits)) * x[j]`: int32x16, uint8x64 codes < 2**bits, 4 int8 x in [-127, 127]."""
+        """`acc[r] + sum_j (codes[r, j] - code_bias(bits)) * x[j]`, int32x16.
+
+        codes: uint8x64, all < 2**bits; x: 4 int8 in [-127, 127]."""
 
     def code_bias(self, bits: int) -> int:
         """What `dot` subtracts from every code (an ISA whose product is signed x signed)."""
@@ -90,12 +95,14 @@ class Target(ABC):
 
     @abstractmethod
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
-        """Add to `acc` the int8 entries that `index` (uint8x64, all < 16) selects in four 16-entry tables, slot j in table j."""
+        """Add to `acc` the int8 entries that `index` (uint8x64, all < 16) selects: slot j in table j of four.
+
+        table: the 64 bytes of four 16-entry tables; weight: of the plane, for an ISA that applies it here."""
 
     def widen(self, accs: Sequence[Expr], plane_weights: Sequence[int]) -> Expr:
         """The weighted sum, int32x16, of the accumulators of one tile at the end of a group.
 
-        int16 holds a group: at most 64 tables of 127 a plane, and two planes of equal weight, make 2 * 64 * 127 < 2**15."""
+        int16 holds a group: at most 64 tables of 127, and two planes of equal weight, make 2 * 64 * 127 < 2**15."""
         total: Expr = None
         for acc, weight in zip(accs, sorted(set(plane_weights)), strict=True):
             term = T.Cast("int32x16", acc) * T.broadcast(T.int32(weight), 16)
@@ -106,6 +113,6 @@ class Target(ABC):
         """float16 to float32, `lanes` of them."""
         return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
 
-    @abstractmethod
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
-        """The family of kernels that is faster for `m` rows of activations (None: many), from measurements."""
+        """The family of kernels that is faster for `m` rows of activations (None: many)."""
+        return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"

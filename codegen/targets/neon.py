@@ -2,8 +2,7 @@
 
 from tvm.script import tirx as T
 
-from ...ir.quantization import WeightFormat
-from .base import Expr, Family, Loader, Target, half, quarters
+from .base import Expr, Loader, Target, half, quarters
 
 
 class Neon(Target):
@@ -44,9 +43,6 @@ class Neon(Target):
             acc = acc + T.Cast("int16x16", found)
         return acc
 
-    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
-        return "lookup" if format.bits <= 2 else "dot"  # not measured: taken from AVX2, whose shuffle is the same
-
 
 NEON = Neon(
     name="neon",
@@ -55,4 +51,5 @@ NEON = Neon(
     vector_bits=128,
     slot_order={"lookup": "table", "dot": "row"},
     cross={"mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"},
+    lookup_up_to=(3, 2),  # not measured: taken from AVX2, whose shuffle and int16 sums are the same
 )

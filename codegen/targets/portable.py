@@ -4,15 +4,14 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from ...ir.quantization import WeightFormat
-from .base import Expr, Family, Loader, Target, host, quarters
+from .base import Expr, Loader, Target, host, quarters
 
 _BASELINE = {"x86_64": "x86-64"}
 """LLVM's name of the oldest CPU of an architecture, where it is not "generic"."""
 
 
 class Portable(Target):
-    """Primitives that LLVM maps to whatever the baseline has; slots in table order, so that 16 rows lie side by side."""
+    """Primitives that LLVM maps to whatever the baseline has; table order, so that 16 rows lie side by side."""
 
     def available(self) -> bool:
         return True
@@ -37,7 +36,8 @@ class Portable(Target):
         return acc
 
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
-        """Without a conversion instruction: move exponent and mantissa into place, then scale by 2**112 (subnormals included)."""
+        """Without a conversion instruction: exponent and mantissa move into place and are scaled by 2**112, which is
+        exact for subnormals too."""
         suffix = f"x{lanes}" if lanes > 1 else ""
 
         def lane(number: Any) -> Expr:
@@ -48,9 +48,6 @@ class Portable(Target):
         scaled = T.reinterpret(f"float32{suffix}", magnitude) * lane(T.float32(2.0**112))
         sign = (word & lane(T.uint32(0x8000))) << lane(T.uint32(16))
         return T.reinterpret(f"float32{suffix}", T.reinterpret(f"uint32{suffix}", scaled) | sign)
-
-    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
-        return "dot"
 
 
 PORTABLE = Portable(
