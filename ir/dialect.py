@@ -7,6 +7,8 @@ size, K input and N output features.
 """
 
 # No `from __future__ import annotations` here: the base class reads the annotations as types.
+# Its keywords (`name`, `traits`) are out of pyright's sight.
+# pyright: reportGeneralTypeIssues=false, reportCallIssue=false
 from collections.abc import Callable
 from typing import Any
 

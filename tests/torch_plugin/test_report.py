@@ -24,7 +24,8 @@ class Network(nn.Module):
 
 def compile_(model: Any, folder: Path, **options: Any) -> Any:
     torch._dynamo.reset()
-    return torch.compile(model, backend="lutra", options={"cache_dir": folder, **options})
+    given: Any = {"cache_dir": folder, **options}
+    return torch.compile(model, backend="lutra", options=given)
 
 
 def test_a_report_says_what_runs_and_where_it_came_from(tmp_path: Path):
