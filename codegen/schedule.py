@@ -23,7 +23,8 @@ def schedule_elementwise(module: tvm.IRModule, context: Any) -> tvm.IRModule:
     module = module.clone()
     for symbol, function in list(module.functions_items()):
         if isinstance(function, tirx.PrimFunc) and not function.attrs.get("tirx.is_scheduled", False):
-            module.update_func(symbol, _scheduled(function))
+            with suppress(ScheduleError):  # loops of a shape that schedules cannot touch (a scan) stay as they are
+                module.update_func(symbol, _scheduled(function))
     return module
 
 

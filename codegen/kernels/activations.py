@@ -89,7 +89,7 @@ def _value(prologue: Prologue, inputs: list[Any], k: int, dtype: str, row: Expr)
         return _float(x[source_row, columns], lanes)
 
     def rounded(value: Expr, lanes: int) -> Expr:
-        return value if dtype == "float32" else _float(T.Cast(vector_math.vector_type(dtype, lanes), value), lanes)
+        return vector_math.rounded(value, dtype, lanes)
 
     if prologue is None:
         return load

@@ -19,11 +19,10 @@ from ..targets.base import Expr, Target
 from .activations import precompute_outputs
 from .function import kernel
 from .packing import BLOCK_ROWS, TILE_ROWS, UNIT, PackedLayout, quad_fields
+from .vector_math import rounded
 
 TILES = BLOCK_ROWS // TILE_ROWS
 _PREFETCH_BYTES = 4096
-_ROWS_AT_ONCE = 4
-"""Activation rows that share one unpacking of the weights, at most: their 16 accumulators stay in registers."""
 _ALL = T.ramp(0, 1, TILE_ROWS)
 
 
@@ -37,7 +36,7 @@ def low_bit_linear(
     scale and total are the results of `activations.precompute` for `layout.activation_group`. `dtype`: of out and
     residual; `bias`: the dtype of the bias, if there is one. `m` None: any number of rows."""
     rows: Any = tirx.Var("m", "int64") if m is None else m
-    at_once = _ROWS_AT_ONCE if m is None else -(-m // -(-m // _ROWS_AT_ONCE))
+    at_once = target.rows_at_once if m is None else -(-m // -(-m // target.rows_at_once))
     zero_points = layout.format.has_zero_points
 
     def body(q: Any, scale: Any, total: Any, packed: Any, scales: Any, *rest: Any) -> None:
@@ -130,11 +129,9 @@ class _Step:
             suffix = f"x{lanes}" if lanes > 1 else ""
             if shift is not None:
                 value = value + T.Cast(f"float32{suffix}", shift[columns])
-            value = T.Cast(self.dtype + suffix, value)
             if added is not None:
-                value = T.Cast(f"float32{suffix}", value) + T.Cast(f"float32{suffix}", added[row, columns])
-                value = T.Cast(self.dtype + suffix, value)
-            T.buffer_store(out, value, [row, columns])
+                value = rounded(value, self.dtype, lanes) + T.Cast(f"float32{suffix}", added[row, columns])
+            T.buffer_store(out, T.Cast(self.dtype + suffix, value), [row, columns])
 
         for row, of_row in zip(self.chosen, sums, strict=True):
             for tile, buffer in enumerate(of_row):

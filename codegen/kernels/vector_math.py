@@ -48,6 +48,20 @@ def round_to_int(x: Expr, lanes: int) -> Expr:
     return T.reinterpret(vector_type("int32", lanes), shifted) - integer(_ROUND_MAGIC_BITS, lanes)
 
 
+def rounded(x: Expr, dtype: str, lanes: int) -> Expr:
+    """float32 rounded to `dtype` (to nearest, ties to even) and back.
+
+    Not by two casts for bfloat16: TVM's legalisation takes a cast there and back for no operation and drops both."""
+    if dtype == "float32":
+        return x
+    if dtype != "bfloat16":
+        return T.Cast(vector_type("float32", lanes), T.Cast(vector_type(dtype, lanes), x))
+    bits = T.bind(T.reinterpret(vector_type("int32", lanes), x))
+    odd = (bits >> integer(16, lanes)) & integer(1, lanes)
+    nearest = (bits + integer(0x7FFF, lanes) + odd) & integer(-0x10000, lanes)
+    return T.reinterpret(vector_type("float32", lanes), nearest)
+
+
 def _polynomial(x: Expr, coefficients: Sequence[float], lanes: int) -> Expr:
     """Horner's rule, highest coefficient first."""
     total = constant(coefficients[0], lanes)

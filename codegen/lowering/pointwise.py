@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import relax
+from tvm import relax, topi
 
 from ...ir.rewriting import constant, constant_list
-from .builder import Lowering, dtype_name, is_tensor
+from .builder import Lowering, dtype_name, is_size, is_tensor
 from .registry import DECLINED, lowers
 
 R = relax.op
@@ -33,22 +33,26 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def operand(low: Lowering, value: Any, dtype: torch.dtype) -> relax.Expr:
-    """A tensor or a constant as a Relax expression of `dtype`."""
+    """A tensor, a constant or a size as a Relax expression of `dtype`."""
     item = low[value]
     if is_tensor(item):
         return cast(item, dtype)
-    return relax.const(item, dtype_name(dtype))
+    if isinstance(item, bool | int | float):
+        return relax.const(item, dtype_name(dtype))
+    # A range of one element is how Relax makes a tensor of a size that is known at run time.
+    return cast(low.reshape(low.emit(R.arange(item, item + 1, 1, "int64")), []), dtype)
 
 
-def _is_symbolic(low: Lowering, value: Any) -> bool:
+def _is_operand(low: Lowering, value: Any) -> bool:
+    """`operand` knows what to do with it."""
     item = low[value]
-    return not is_tensor(item) and not isinstance(item, bool | int | float)
+    return is_tensor(item) or is_size(item) or isinstance(item, bool | float)
 
 
 def _binary(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], Any]:
     def lower(low: Lowering, op: Any) -> Any:
         left, right, *alpha = op.operation.operands
-        if any(_is_symbolic(low, v) for v in (left, right)) or (alpha and not isinstance(constant(alpha[0]), int | float)):
+        if not all(_is_operand(low, v) for v in (left, right)) or (alpha and not isinstance(constant(alpha[0]), int | float)):
             return DECLINED
         out = op.operation.results[0]
         dtype = compute_dtype(low.dtype(out))
@@ -70,7 +74,7 @@ lowers("torch.aten.true_divide.Tensor")(_binary(R.divide))
 @lowers("torch.aten.rsub.Scalar")
 def _rsub(low: Lowering, op: Any) -> Any:
     x, scalar, alpha = op.operation.operands
-    if constant(alpha) != 1 or _is_symbolic(low, scalar):
+    if constant(alpha) != 1 or not _is_operand(low, scalar):
         return DECLINED
     out = op.operation.results[0]
     dtype = compute_dtype(low.dtype(out))
@@ -80,7 +84,7 @@ def _rsub(low: Lowering, op: Any) -> Any:
 def _comparison(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], Any]:
     def lower(low: Lowering, op: Any) -> Any:
         left, right = op.operation.operands
-        if any(_is_symbolic(low, v) for v in (left, right)):
+        if not all(_is_operand(low, v) for v in (left, right)):
             return DECLINED
         samples = [_sample(low, v) for v in (left, right)]
         dtype = compute_dtype(torch.result_type(*samples))
@@ -94,7 +98,7 @@ def _sample(low: Lowering, value: Any) -> Any:
     """Something that takes part in torch's type promotion as `value` does."""
     item = low[value]
     if not is_tensor(item):
-        return item
+        return item if isinstance(item, bool | int | float) else 0
     return torch.empty([1] * len(low.sizes(value)), dtype=low.dtype(value), device="meta")
 
 
@@ -200,7 +204,7 @@ def _same(low: Lowering, op: Any) -> Any:
 def _where(low: Lowering, op: Any) -> Any:
     condition, left, right = op.operation.operands
     out = op.operation.results[0]
-    if _is_symbolic(low, left) or _is_symbolic(low, right):
+    if not (_is_operand(low, left) and _is_operand(low, right)):
         return DECLINED
     dtype = low.dtype(out)
     return low.emit(R.where(cast(low[condition], torch.bool), operand(low, left, dtype), operand(low, right, dtype)), out)
@@ -210,7 +214,7 @@ def _where(low: Lowering, op: Any) -> Any:
 def _masked_fill(low: Lowering, op: Any) -> Any:
     x, mask, value = op.operation.operands
     out = op.operation.results[0]
-    if _is_symbolic(low, value):
+    if not _is_operand(low, value):
         return DECLINED
     return low.emit(R.where(low[mask], operand(low, value, low.dtype(out)), low[x]), out)
 
@@ -248,4 +252,6 @@ def _cumsum(low: Lowering, op: Any) -> Any:
     x, axis, out = op.operation.operands[0], constant(op.operation.operands[1]), op.operation.results[0]
     if not isinstance(axis, int):
         return DECLINED
-    return low.emit(R.cumsum(cast(low[x], low.dtype(out)), axis % len(low.sizes(out)), dtype_name(low.dtype(out))), out)
+    name = dtype_name(low.dtype(out))
+    source = low.emit(cast(low[x], low.dtype(out)))
+    return low.emit(low.builder.call_te(topi.cumsum, source, axis % len(low.sizes(out)), name), out)

@@ -3,11 +3,11 @@
 from typing import Any
 
 import torch
-from tvm import relax
+from tvm import relax, te, tirx
 
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.pointwise import embedding
-from .builder import Lowering, dtype_name
+from .builder import Lowering, dtype_name, is_tensor
 from .pointwise import cast, operand
 from .registry import DECLINED, lowers
 
@@ -182,6 +182,35 @@ def _gather(low: Lowering, op: Any) -> Any:
         return DECLINED
     # Relax reads index sizes that are smaller than x's; torch allows that along the other dimensions too.
     return low.emit(R.gather_elements(low[x], low[index], constant(dim) % len(low.sizes(x))), out)
+
+
+@lowers("torch.aten.index.Tensor")
+def _index(low: Lowering, op: Any) -> Any:
+    """`x[i, j]` with integer tensors for the leading dimensions. Not torch's error but the nearest row for one outside."""
+    x, indices = op.operation.operands
+    places = [low[v] for v in low[indices]]
+    if not all(is_tensor(p) for p in places) or any(low.dtype(v) is torch.bool for v in low[indices]):
+        return DECLINED
+    out, sizes, rank = op.operation.results[0], low.sizes(x), len(places)
+    lead = len(low.sizes(out)) - (len(sizes) - rank)
+
+    def gather(data: te.Tensor, *index: te.Tensor) -> te.Tensor:
+        def element(*at: Any) -> Any:
+            chosen = []
+            for tensor, size in zip(index, sizes, strict=False):
+                own = at[lead - len(tensor.shape) : lead]
+                place = tensor[tuple(0 if _is_one(n) else i for i, n in zip(own, tensor.shape, strict=True))].astype("int64")
+                place = tirx.if_then_else(place < 0, place + size, place)
+                chosen.append(tirx.max(tirx.min(place, size - 1), 0))
+            return data[(*chosen, *at[lead:])]
+
+        return te.compute(low.sizes(out), element, name="index")
+
+    return low.emit(low.builder.call_te(gather, low[x], *places, primfunc_name_hint="index"), out)
+
+
+def _is_one(size: Any) -> bool:
+    return isinstance(size, tirx.IntImm) and int(size) == 1
 
 
 @lowers("torch.aten.arange", "torch.aten.arange.start", "torch.aten.arange.start_step")

@@ -55,6 +55,8 @@ class Target(ABC):
     slot_order: Mapping[Family, SlotOrder] = field(hash=False)
     cross: Mapping[str, str] = field(default_factory=dict, hash=False)
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
+    rows_at_once: int = 4
+    """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
     lookup_up_to: tuple[int, int] = (0, 0)
     """Most bits at which lookup kernels are the faster family: with one row of activations, with more."""
 
