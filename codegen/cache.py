@@ -1,8 +1,9 @@
 """Compiled graphs on disk, by content: a folder per entry with the library and a manifest that vouches for it.
 
-An entry is written beside its place and renamed into it, so that processes that compile at once never see half of one. An entry whose
-checksum does not match its library is damaged: it is removed and built again, never loaded. When the folder cannot be written (read-only,
-full), compilation goes on in a temporary folder, and the log says so.
+An entry is written beside its place and renamed into it, so that processes that compile at once never see half of
+one. An entry whose
+checksum does not match its library is damaged: it is removed and built again, never loaded. When the folder cannot be
+written (read-only, full), compilation goes on in a temporary folder, and the log says so.
 """
 
 import hashlib
@@ -23,7 +24,8 @@ LIBRARY, MANIFEST = "graph.so", "manifest.json"
 
 @dataclass(frozen=True)
 class Key:
-    """What an executable depends on, by name (`graph`, `target`, `versions`, ...): equal parts mean an equal executable."""
+    """What an executable depends on, by name (`graph`, `target`, `versions`, ...): equal parts mean an equal
+    executable."""
 
     parts: Mapping[str, str]
 
@@ -68,7 +70,9 @@ class ExecutableCache:
         except OSError as error:
             if place == _temporary():
                 raise
-            logger.warning("the cache folder %s cannot be written (%s): compiled code is not kept", place, error.strerror or error)
+            logger.warning(
+                "the cache folder %s cannot be written (%s): compiled code is not kept", place, error.strerror or error
+            )
             self._unusable = True
             return _write(self._place(), key, manifest, export)
 
@@ -79,7 +83,9 @@ class ExecutableCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             return self.folder
         except OSError as error:
-            logger.warning("the cache folder %s cannot be made (%s): compiled code is not kept", self.folder, error.strerror)
+            logger.warning(
+                "the cache folder %s cannot be made (%s): compiled code is not kept", self.folder, error.strerror
+            )
             self._unusable = True
             return _temporary()
 

@@ -23,7 +23,8 @@ from .weights import to_data
 
 @dataclass(frozen=True)
 class CodegenOptions:
-    """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup" or "dot". cache: None compiles anew.
+    """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup" or "dot". cache: None
+    compiles anew.
 
     dump: receives Relax and TIR as text. progress: told which stage runs."""
 
@@ -71,7 +72,9 @@ def _build(
     module = timed("optimise", lambda: _pipeline()(lowered.module))
     if options.dump is not None:
         options.dump("tir.py", module.script())
-    library = timed("generate", lambda: relax.build(module, target.tvm_target(), relax_pipeline=None, exec_mode="compiled"))
+    library = timed(
+        "generate", lambda: relax.build(module, target.tvm_target(), relax_pipeline=None, exec_mode="compiled")
+    )
     manifest = {
         "weights": [to_data(w) for w in lowered.weights],
         "outputs": lowered.outputs,
@@ -110,7 +113,10 @@ def _pipeline() -> tvm.transform.Pass:
 
 def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
     """Everything that the executable depends on. Weights' values are not in it: they are bound at load."""
-    inputs = [(str(i.symbol), i.mutated, [str(d) for d in shape]) for i, shape in zip(graph.inputs, graph.input_shapes, strict=True)]
+    inputs = [
+        (str(i.symbol), i.mutated, [str(d) for d in shape])
+        for i, shape in zip(graph.inputs, graph.input_shapes, strict=True)
+    ]
     text = f"{graph.module}\n{graph.phase}\n{inputs}\n{sorted((str(s), r) for s, r in graph.symbol_ranges.items())}"
     return Key(
         {

@@ -18,8 +18,8 @@ from .weights import ALIGNMENT, from_data
 
 @dataclass(frozen=True)
 class ExecutableSummary:
-    """What runs: calls of each kernel, torch operators without a lowering, where the code came from ("hit", "miss: why"), stages in
-    seconds."""
+    """What runs: calls of each kernel, torch operators without a lowering, where the code came from ("hit", "miss:
+    why"), stages in seconds."""
 
     kernels: dict[str, int]
     fallbacks: dict[str, int]

@@ -1,8 +1,9 @@
 """One thread pool for torch and for compiled kernels: parallel loops of a loaded library run on torch's OpenMP.
 
-A library that TVM exported calls its parallel loops through a pointer of its own, `__TVMBackendParallelLaunch`, which TVM sets to its
-own pool when it loads the library. Here the pointer is set to a few lines of C over OpenMP instead, built once with the system's
-compiler. Without a compiler TVM's pool stays in use: slower beside torch, never wrong.
+A library that TVM exported calls its parallel loops through a pointer of its own, `__TVMBackendParallelLaunch`, which
+TVM sets to its
+own pool when it loads the library. Here the pointer is set to a few lines of C over OpenMP instead, built once with
+the system's compiler. Without a compiler TVM's pool stays in use: slower beside torch, never wrong.
 """
 
 import ctypes
@@ -50,7 +51,9 @@ def _launcher(folder: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(target))
     except (OSError, subprocess.CalledProcessError) as error:
         detail = getattr(error, "stderr", b"") or str(error)
-        logger.warning("kernels run on TVM's own threads beside torch's: the OpenMP launcher cannot be built: %s", detail)
+        logger.warning(
+            "kernels run on TVM's own threads beside torch's: the OpenMP launcher cannot be built: %s", detail
+        )
         return None
 
 

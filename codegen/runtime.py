@@ -1,7 +1,8 @@
-"""What compiled graphs call back into torch for: operators without a lowering, and products that torch's library does best.
+"""What compiled graphs call back into torch for: operators without a lowering, and products that torch's library does
+best.
 
-Tensors cross without a copy. A result that shares memory with an argument is copied: the executable plans its memory ahead and would
-write over it.
+Tensors cross without a copy. A result that shares memory with an argument is copied: the executable plans its memory
+ahead and would write over it.
 """
 
 from collections.abc import Callable

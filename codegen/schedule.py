@@ -1,6 +1,7 @@
 """The default CPU schedule of what Relax made: elementwise functions over many elements run on all cores.
 
-Kernels of `kernels/` carry `tirx.is_scheduled` and are left as they are. Vectors are left to LLVM, which finds them in the inner loops.
+Kernels of `kernels/` carry `tirx.is_scheduled` and are left as they are. Vectors are left to LLVM, which finds them
+in the inner loops.
 """
 
 from contextlib import suppress

@@ -1,4 +1,5 @@
-"""Where the weights of an executable come from: a plain tensor of the parameter store, or one buffer of a packed weight."""
+"""Where the weights of an executable come from: a plain tensor of the parameter store, or one buffer of a packed
+weight."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +22,8 @@ class PlainWeight:
     view: str | None = None
 
     def resolve(self, store: ParameterStore) -> torch.Tensor:
-        """The tensor, contiguous; a small one that is not aligned is copied. Large ones have kernels that do not need alignment."""
+        """The tensor, contiguous; a small one that is not aligned is copied. Large ones have kernels that do not need
+        alignment."""
         tensor = store.keep(self.symbol).detach().contiguous()
         if tensor.data_ptr() % ALIGNMENT and tensor.numel() * tensor.element_size() < 1 << 20:
             tensor = tensor.clone()

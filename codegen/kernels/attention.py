@@ -1,7 +1,7 @@
 """Attention of one query position over a key/value cache that is read in place, and the update of that cache.
 
-One task a key/value head: its query heads are worked on together, so that every key and value is read once. Keys that the mask
-excludes are not read: the cost follows the context, not the size of the cache.
+One task a key/value head: its query heads are worked on together, so that every key and value is read once. Keys that
+the mask excludes are not read: the cost follows the context, not the size of the cache.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,13 @@ class Mask:
 
 
 @cache
-def decode_attention(heads: int, kv_heads: int, head: int, dtype: str, scale: float, mask: Mask | None) -> tirx.PrimFunc | None:
+def decode_attention(
+    heads: int, kv_heads: int, head: int, dtype: str, scale: float, mask: Mask | None
+) -> tirx.PrimFunc | None:
     """`out[B, 1, H * D]` from q `[B, H, 1, D]`, k and v `[B, G, L, D]` and a mask; None where D is no multiple of 16.
 
-    Softmax in float32 over the scores of one head (formula in `ir/dialect.py`); a head whose keys are all excluded gives 0."""
+    Softmax in float32 over the scores of one head (formula in `ir/dialect.py`); a head whose keys are all excluded
+    gives 0."""
     if head % LANES:
         return None
     share, parts = heads // kv_heads, head // LANES
@@ -66,7 +69,10 @@ def decode_attention(heads: int, kv_heads: int, head: int, dtype: str, scale: fl
                 if mask is None:
                     return None
                 heads_ = range(share) if mask.per_head else range(1)
-                seen = [m if mask.dtype == "bool" else T.Cast("float32", m) > T.float32(-1.0e30) for m in (mask_at(r, key) for r in heads_)]
+                seen = [
+                    m if mask.dtype == "bool" else T.Cast("float32", m) > T.float32(-1.0e30)
+                    for m in (mask_at(r, key) for r in heads_)
+                ]
                 condition = seen[0]
                 for other in seen[1:]:
                     condition = tirx.any(condition, other)
@@ -94,7 +100,9 @@ def decode_attention(heads: int, kv_heads: int, head: int, dtype: str, scale: fl
                     value = widened(values, b, g, key, p * LANES)
                     for r in range(share):
                         place = [r * parts + p, lanes]
-                        T.buffer_store(acc, acc[r * parts + p, lanes] + T.broadcast(scores[r, key], LANES) * value, place)
+                        T.buffer_store(
+                            acc, acc[r * parts + p, lanes] + T.broadcast(scores[r, key], LANES) * value, place
+                        )
 
             for step in (score, gather):
                 with T.serial(0, length) as key:
@@ -112,7 +120,11 @@ def decode_attention(heads: int, kv_heads: int, head: int, dtype: str, scale: fl
                     T.buffer_store(out, T.Cast(f"{dtype}x{LANES}", value), [b, 0, T.ramp(column, 1, LANES)])
 
     cache_shape = (batch, kv_heads, length, head)
-    masks = [] if mask is None else [((batch if mask.per_batch else 1, heads if mask.per_head else 1, 1, length), mask.dtype)]
+    masks = (
+        []
+        if mask is None
+        else [((batch if mask.per_batch else 1, heads if mask.per_head else 1, 1, length), mask.dtype)]
+    )
     arguments = [((batch, heads, 1, head), dtype), (cache_shape, dtype), (cache_shape, dtype), *masks]
     return kernel([*arguments, ((batch, 1, heads * head), dtype)], body)
 
@@ -133,9 +145,8 @@ def kv_update(kv_heads: int, head: int, dtype: str, copy: bool) -> tirx.PrimFunc
                     T.buffer_store(target, buffer[b, g, row, c], [b, g, row, c])
             with T.serial(0, count) as i:
                 position = positions[i]
-                with T.If(tirx.all(position >= 0, position < length)), T.Then():
-                    with T.serial(0, head) as c:
-                        T.buffer_store(target, new[b, g, i, c], [b, g, position, c])
+                with T.If(tirx.all(position >= 0, position < length)), T.Then(), T.serial(0, head) as c:
+                    T.buffer_store(target, new[b, g, i, c], [b, g, position, c])
 
     shape = (batch, kv_heads, length, head)
     arguments = [(shape, dtype), ((batch, kv_heads, count, head), dtype), ((count,), "int64")]

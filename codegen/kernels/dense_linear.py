@@ -1,7 +1,8 @@
-"""Matrix-vector products with floating-point weights, for the few rows of a decode step: bounded by reading the weight once.
+"""Matrix-vector products with floating-point weights, for the few rows of a decode step: bounded by reading the
+weight once.
 
-bfloat16 weights are read as pairs in 32-bit words: the low half shifted up and the high half masked are float32 values, even and odd
-columns in two vectors; x is laid out the same way beforehand.
+bfloat16 weights are read as pairs in 32-bit words: the low half shifted up and the high half masked are float32
+values, even and odd columns in two vectors; x is laid out the same way beforehand.
 """
 
 from functools import cache
@@ -24,8 +25,8 @@ def dense_linear(
 ) -> tirx.PrimFunc | None:
     """`out[m, n] = round(x[m, k] W[n, k]^T) (+ bias[n]) (+ residual[m, n])`, accumulated in float32.
 
-    `weight_dtype`: float32, float16 or bfloat16 (the weight is passed as uint16). `dtype`: of x, residual and out. None where k is no
-    multiple of 32: a library product is used there."""
+    `weight_dtype`: float32, float16 or bfloat16 (the weight is passed as uint16). `dtype`: of x, residual and out.
+    None where k is no multiple of 32: a library product is used there."""
     chunk = 2 * LANES if weight_dtype == "bfloat16" else LANES
     if k % (2 * LANES):
         return None
@@ -58,7 +59,12 @@ def dense_linear(
         for row in range(ROWS):
             with T.If(block * ROWS + row < n), T.Then():
                 for i in range(m):
-                    value, column = rounded(reduce_lanes(lambda a, b: a + b, acc[i * ROWS + row, T.ramp(0, 1, LANES)], "float32", LANES)), block * ROWS + row
+                    value, column = (
+                        rounded(
+                            reduce_lanes(lambda a, b: a + b, acc[i * ROWS + row, T.ramp(0, 1, LANES)], "float32", LANES)
+                        ),
+                        block * ROWS + row,
+                    )
                     for number, operand in enumerate(extra):
                         added = operand[column] if bias and number == 0 else operand[i, column]
                         value = rounded(value + T.Cast("float32", added))

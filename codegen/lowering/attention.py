@@ -25,7 +25,12 @@ def _attention(low: Lowering, op: Any) -> Any:
             flat = relax.TensorType([q[0], 1, q[1] * q[3]], dtype)
             result = low.kernel("decode_attention", function, [*operands, *([low[mask]] if form else [])], flat)
             return result if merged else low.reshape(result, low.sizes(op.out))
-    name = "attention" + ("_causal" if causal else "") + ("_mask" if mask is not None else "") + ("_merged" if merged else "")
+    name = (
+        "attention"
+        + ("_causal" if causal else "")
+        + ("_mask" if mask is not None else "")
+        + ("_merged" if merged else "")
+    )
     operands += [low[mask]] if mask is not None else []
     low.kernels[f"torch:{name}"] += 1
     scale = relax.prim_value(tirx.FloatImm("float64", op.scale.value))
@@ -33,7 +38,7 @@ def _attention(low: Lowering, op: Any) -> Any:
     return low.emit(call, op.out)
 
 
-def _mask_form(low: Lowering, op: Any) -> Mask | None | bool:
+def _mask_form(low: Lowering, op: Any) -> Mask | bool | None:
     """How the decode kernel reads the mask; False for a mask that it cannot read."""
     if op.mask is None:
         return None
@@ -60,7 +65,8 @@ def _kv_update(low: Lowering, op: Any) -> Any:
 
 
 def _may_overwrite(low: Lowering, cache: Any) -> bool:
-    """Nobody else reads the cache's old value, and it is ours: made in this graph, or an argument that the graph updates."""
+    """Nobody else reads the cache's old value, and it is ours: made in this graph, or an argument that the graph
+    updates."""
     if not single_use(cache):
         return False
     if name_of(cache):

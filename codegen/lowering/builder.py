@@ -1,9 +1,11 @@
 """One graph of the IR becomes one Relax function: walk its operations, ask the registry, fall back to torch.
 
-The function takes the symbolic integers (as one shape), the graph's tensors, and the weights it turned out to need. Sizes of every
-value come from `ir.shapes`, as sympy expressions, and are asserted on values whose size Relax cannot infer. A lowering may *defer* a
-value: it is computed only when somebody asks for the tensor, so that a consumer may take over the computation (a norm inside the
-quantisation of its result).
+The function takes the symbolic integers (as one shape), the graph's tensors, and the weights it turned out to need.
+Sizes of every
+value come from `ir.shapes`, as sympy expressions, and are asserted on values whose size Relax cannot infer. A
+lowering may *defer* a
+value: it is computed only when somebody asks for the tensor, so that a consumer may take over the computation (a norm
+inside the quantisation of its result).
 """
 
 from collections import Counter
@@ -45,7 +47,8 @@ class Deferred:
 class Lowered:
     """A Relax module whose function `main` computes a graph, and what its caller must know.
 
-    `outputs`: per result of the graph ("tensor", i), ("size", i) or ("literal", value), i counting the function's tensors or sizes."""
+    `outputs`: per result of the graph ("tensor", i), ("size", i) or ("literal", value), i counting the function's
+    tensors or sizes."""
 
     module: tvm.IRModule
     weights: list[WeightSource]
@@ -95,7 +98,8 @@ class Lowering:
             self.builder.emit_func_output(output, params + list(self._weights.values()))
         if self._missing:
             raise LoweringError(
-                "strict: these operators have no lowering and would run as torch calls:\n  " + "\n  ".join(self._missing)
+                "strict: these operators have no lowering and would run as torch calls:\n  "
+                + "\n  ".join(self._missing)
             )
         return Lowered(
             self.builder.finalize(), list(self._weights), results[1], dict(self.kernels), dict(self.fallbacks)
@@ -134,10 +138,12 @@ class Lowering:
                 kinds.append(("literal", item))
         return [relax.ShapeExpr(sizes), *tensors], kinds
 
-    # What lowerings read -----------------------------------------------------------------------------------------------
+    # What lowerings read
+    # -----------------------------------------------------------------------------------------------
 
     def __getitem__(self, value: Any) -> Any:
-        """A Relax variable for a tensor, else a Python constant, a TIR expression for a symbolic integer, or a list of those."""
+        """A Relax variable for a tensor, else a Python constant, a TIR expression for a symbolic integer, or a list
+        of those."""
         item = self._values[value]
         if isinstance(item, Deferred):
             item = self._values[value] = item.emit()
@@ -182,7 +188,8 @@ class Lowering:
             product = product * size
         return product
 
-    # What lowerings write ----------------------------------------------------------------------------------------------
+    # What lowerings write
+    # ----------------------------------------------------------------------------------------------
 
     def emit(self, expression: relax.Expr, like: Any | None = None) -> relax.Var:
         """Bind `expression`; with `like` (an MLIR value) its sizes are asserted where Relax did not infer them."""
@@ -209,7 +216,11 @@ class Lowering:
         if inplace is not None:
             return self.builder.emit(relax.op.call_tir_inplace(symbol, operands, [inplace], types))
         result = self.builder.emit(relax.call_tir(symbol, operands, types))
-        return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))] if isinstance(types, list) else result
+        return (
+            [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
+            if isinstance(types, list)
+            else result
+        )
 
     def library(self, name: str, arguments: Sequence[relax.Expr], type_: relax.TensorType) -> relax.Var:
         """Call a function of `library.py` that writes into its last argument."""
@@ -224,9 +235,12 @@ class Lowering:
         """`value` as a matrix."""
         return self.reshape(value, [rows, columns])
 
-    # Weights -----------------------------------------------------------------------------------------------------------
+    # Weights
+    # -----------------------------------------------------------------------------------------------------------
 
-    def weight(self, symbol: str, shape: Sequence[int], dtype: torch.dtype, view: torch.dtype | None = None) -> relax.Var:
+    def weight(
+        self, symbol: str, shape: Sequence[int], dtype: torch.dtype, view: torch.dtype | None = None
+    ) -> relax.Var:
         """The plain tensor `symbol`; `view` reads its bits as another type of the same size."""
         source = PlainWeight(symbol, None if view is None else dtype_name(view))
         return self._weight(source, relax.TensorType(list(shape), dtype_name(view or dtype)))
@@ -248,10 +262,12 @@ class Lowering:
             self._weights[source] = relax.Var(f"weight{len(self._weights)}", type_)
         return self._weights[source]
 
-    # Torch fallback ----------------------------------------------------------------------------------------------------
+    # Torch fallback
+    # ----------------------------------------------------------------------------------------------------
 
     def torch_call(self, op: Any, counter: Counter[str]) -> Any:
-        """Run `op` as the torch operator that it is; `counter` says whether that is a fallback or the intended library."""
+        """Run `op` as the torch operator that it is; `counter` says whether that is a fallback or the intended
+        library."""
         call, slots = OperatorCall.of(op)
         counter[call.name if counter is self.fallbacks else f"torch:{call.name}"] += 1
         if self.strict and counter is self.fallbacks:

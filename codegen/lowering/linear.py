@@ -1,8 +1,9 @@
 """Linear layers, and the norms and gates that feed them.
 
-A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for all linears that
-read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows the weight is unpacked into a
-matrix and multiplied by torch's library.
+A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for
+all linears that
+read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows the weight is
+unpacked into a matrix and multiplied by torch's library.
 """
 
 from typing import Any
@@ -74,7 +75,9 @@ def _dense(low: Lowering, op: Any) -> Any:
     return low.reshape(result, low.sizes(out))
 
 
-def _library_linear(low: Lowering, x: relax.Var, weight: relax.Var, op: Any, extra: list[relax.Var], type_: Any) -> relax.Var:
+def _library_linear(
+    low: Lowering, x: relax.Var, weight: relax.Var, op: Any, extra: list[relax.Var], type_: Any
+) -> relax.Var:
     name = "linear" + ("_bias" if op.bias is not None else "") + ("_residual" if op.residual is not None else "")
     return low.library(name, [x, weight, *extra], type_)
 
@@ -134,7 +137,11 @@ def _norm(low: Lowering, op: Any) -> Any:
     sizes, x, out = low.sizes(op.x), op.x, op.out
     k, dtype, weight_dtype = sizes[-1], dtype_name(low.dtype(x)), dtype_name(low.dtype(op.weight))
     bias = op.bias if kind == "layer" else None
-    if not isinstance(k, int) or low.dtype(out) != low.dtype(x) or (bias is not None and low.dtype(bias) != low.dtype(op.weight)):
+    if (
+        not isinstance(k, int)
+        or low.dtype(out) != low.dtype(x)
+        or (bias is not None and low.dtype(bias) != low.dtype(op.weight))
+    ):
         return DECLINED
     eps, rows, weight = op.eps.value, low.rows(x), op.weight
     before = kind == "rms" and bool(op.round_before_weight.value)
@@ -186,5 +193,3 @@ def _product(low: Lowering, op: Any) -> Any:
 @lowers("torch.aten.scaled_dot_product_attention")
 def _attention(low: Lowering, op: Any) -> Any:
     return low.torch_call(op, low.kernels)
-
-

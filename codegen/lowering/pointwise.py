@@ -52,7 +52,9 @@ def _is_operand(low: Lowering, value: Any) -> bool:
 def _binary(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], Any]:
     def lower(low: Lowering, op: Any) -> Any:
         left, right, *alpha = op.operation.operands
-        if not all(_is_operand(low, v) for v in (left, right)) or (alpha and not isinstance(constant(alpha[0]), int | float)):
+        if not all(_is_operand(low, v) for v in (left, right)) or (
+            alpha and not isinstance(constant(alpha[0]), int | float)
+        ):
             return DECLINED
         out = op.operation.results[0]
         dtype = compute_dtype(low.dtype(out))
@@ -66,7 +68,14 @@ def _binary(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], An
     return lower
 
 
-for _name, _function in {"add": R.add, "sub": R.subtract, "mul": R.multiply, "div": R.divide, "maximum": R.maximum, "minimum": R.minimum}.items():
+for _name, _function in {
+    "add": R.add,
+    "sub": R.subtract,
+    "mul": R.multiply,
+    "div": R.divide,
+    "maximum": R.maximum,
+    "minimum": R.minimum,
+}.items():
     lowers(f"torch.aten.{_name}.Tensor", f"torch.aten.{_name}.Scalar", f"torch.aten.{_name}")(_binary(_function))
 lowers("torch.aten.true_divide.Tensor")(_binary(R.divide))
 
@@ -78,7 +87,9 @@ def _rsub(low: Lowering, op: Any) -> Any:
         return DECLINED
     out = op.operation.results[0]
     dtype = compute_dtype(low.dtype(out))
-    return low.emit(cast(low.emit(R.subtract(operand(low, scalar, dtype), operand(low, x, dtype))), low.dtype(out)), out)
+    return low.emit(
+        cast(low.emit(R.subtract(operand(low, scalar, dtype), operand(low, x, dtype))), low.dtype(out)), out
+    )
 
 
 def _comparison(function: Callable[..., relax.Expr]) -> Callable[[Lowering, Any], Any]:
@@ -115,7 +126,7 @@ for _name, _function in {
 
 def _logical(function: Callable[..., relax.Expr], only_bool: bool) -> Callable[[Lowering, Any], Any]:
     def lower(low: Lowering, op: Any) -> Any:
-        values = [v for v in op.operation.operands]
+        values = list(op.operation.operands)
         if any(not is_tensor(low[v]) for v in values):
             return DECLINED
         if only_bool and any(low.dtype(v) is not torch.bool for v in values):
@@ -195,19 +206,25 @@ def _convert(low: Lowering, op: Any) -> Any:
     return low.emit(cast(value, low.dtype(out)), out) if low.dtype(x) != low.dtype(out) else value
 
 
-@lowers("torch.aten.clone", "torch.aten.contiguous", "torch.aten.detach", "torch.aten.alias", "torch.aten.lift_fresh_copy")
+@lowers(
+    "torch.aten.clone", "torch.aten.contiguous", "torch.aten.detach", "torch.aten.alias", "torch.aten.lift_fresh_copy"
+)
 def _same(low: Lowering, op: Any) -> Any:
     return low[op.operation.operands[0]]
 
 
-@lowers("torch.aten.where.self", "torch.aten.where.ScalarOther", "torch.aten.where.ScalarSelf", "torch.aten.where.Scalar")
+@lowers(
+    "torch.aten.where.self", "torch.aten.where.ScalarOther", "torch.aten.where.ScalarSelf", "torch.aten.where.Scalar"
+)
 def _where(low: Lowering, op: Any) -> Any:
     condition, left, right = op.operation.operands
     out = op.operation.results[0]
     if not (_is_operand(low, left) and _is_operand(low, right)):
         return DECLINED
     dtype = low.dtype(out)
-    return low.emit(R.where(cast(low[condition], torch.bool), operand(low, left, dtype), operand(low, right, dtype)), out)
+    return low.emit(
+        R.where(cast(low[condition], torch.bool), operand(low, left, dtype), operand(low, right, dtype)), out
+    )
 
 
 @lowers("torch.aten.masked_fill.Scalar", "torch.aten.masked_fill.Tensor")

@@ -1,4 +1,5 @@
-"""Which function lowers which operation. A missing or declining lowering means the torch operator, called inside the executable."""
+"""Which function lowers which operation. A missing or declining lowering means the torch operator, called inside the
+executable."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,8 @@ if TYPE_CHECKING:
     from .builder import Lowering
 
 Lower = Callable[["Lowering", Any], Any]
-"""`(lowering, op) -> value of the op's result` (a list of values for several results); `DECLINED` when it does not apply."""
+"""`(lowering, op) -> value of the op's result` (a list of values for several results); `DECLINED` when it does not
+apply."""
 
 LOWERINGS: dict[str, Lower] = {}
 

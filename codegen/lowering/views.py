@@ -114,7 +114,9 @@ def _split(low: Lowering, op: Any) -> Any:
     """A list whose members `ListUnpack` slices out: their sizes stand on its results."""
     name, operands = op.operation.name, list(op.operation.operands)
     axis = constant(operands[1] if name.endswith("unbind.int") else operands[2])
-    if not isinstance(axis, int) or any(u.owner.operation.name != "torch.prim.ListUnpack" for u in op.operation.results[0].uses):
+    if not isinstance(axis, int) or any(
+        u.owner.operation.name != "torch.prim.ListUnpack" for u in op.operation.results[0].uses
+    ):
         return DECLINED
     return ("split", operands[0], axis % len(low.sizes(operands[0])), name.endswith("unbind.int"))
 
@@ -186,7 +188,8 @@ def _gather(low: Lowering, op: Any) -> Any:
 
 @lowers("torch.aten.index.Tensor")
 def _index(low: Lowering, op: Any) -> Any:
-    """`x[i, j]` with integer tensors for the leading dimensions. Not torch's error but the nearest row for one outside."""
+    """`x[i, j]` with integer tensors for the leading dimensions. Not torch's error but the nearest row for one
+    outside."""
     x, indices = op.operation.operands
     places = [low[v] for v in low[indices]]
     if not all(is_tensor(p) for p in places) or any(low.dtype(v) is torch.bool for v in low[indices]):
@@ -199,7 +202,9 @@ def _index(low: Lowering, op: Any) -> Any:
             chosen = []
             for tensor, size in zip(index, sizes, strict=False):
                 own = at[lead - len(tensor.shape) : lead]
-                place = tensor[tuple(0 if _is_one(n) else i for i, n in zip(own, tensor.shape, strict=True))].astype("int64")
+                place = tensor[tuple(0 if _is_one(n) else i for i, n in zip(own, tensor.shape, strict=True))].astype(
+                    "int64"
+                )
                 place = tirx.if_then_else(place < 0, place + size, place)
                 chosen.append(tirx.max(tirx.min(place, size - 1), 0))
             return data[(*chosen, *at[lead:])]

@@ -50,7 +50,8 @@ class Portable(Target):
 
 
 def _select(entries: list[Expr], index: Expr) -> Expr:
-    """`T[index]` without a shuffle: blends by the bits of the index over the lower half of the table, `T[w] = -T[15 - w]`."""
+    """`T[index]` without a shuffle: blends by the bits of the index over the lower half of the table, `T[w] = -T[15 -
+    w]`."""
     zero, ones = T.broadcast(T.int8(0), 16), T.broadcast(T.int8(-1), 16)
 
     def mask(bit: int) -> Expr:

@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
-
 from lutra.codegen.kernels.attention import Mask, decode_attention, kv_update
 from lutra.codegen.kernels.dense_linear import dense_linear
 from lutra.codegen.kernels.norms import norm
@@ -59,7 +58,9 @@ def test_norms_agree_with_torch(dtype, k):
     assert_close(rms, F.rms_norm(x.double(), (k,), w.double(), 1e-6), dtype)
 
 
-@pytest.mark.parametrize("mask", [None, Mask("bool", True, False), Mask("float32", False, True), Mask("bool", True, True)])
+@pytest.mark.parametrize(
+    "mask", [None, Mask("bool", True, False), Mask("float32", False, True), Mask("bool", True, True)]
+)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_decode_attention_agrees_with_torch(mask, heads, kv_heads):
     batch, length, head = 3, 37, 32
@@ -83,7 +84,9 @@ def test_decode_attention_does_not_read_excluded_keys():
     keep = torch.tensor([True] * 5 + [False] * 3).view(1, 1, 1, 8)
     expected = F.scaled_dot_product_attention(q, k, v, keep)
     k[:, :, 5:], v[:, :, 5:] = float("nan"), float("nan")  # cache slots that were never written
-    got = run(decode_attention(2, 2, 16, "float32", 0.25, Mask("bool", False, False)), q, k, v, keep, torch.empty(1, 1, 32))
+    got = run(
+        decode_attention(2, 2, 16, "float32", 0.25, Mask("bool", False, False)), q, k, v, keep, torch.empty(1, 1, 32)
+    )
     assert_close(got, expected.transpose(1, 2).flatten(2), torch.float32)
 
 

@@ -1,0 +1,74 @@
+"""Random quantised weights, and low-bit kernels compiled and called."""
+
+import pytest
+import torch
+import tvm
+from lutra.codegen.kernels.activations import precompute, precompute_outputs
+from lutra.codegen.kernels.lowbit_linear import low_bit_linear
+from lutra.codegen.kernels.packing import PackedLayout
+from lutra.codegen.targets import TARGETS, Target
+from lutra.ir.quantization import QuantizedWeight, WeightFormat
+
+
+def pytest_generate_tests(metafunc):
+    """A test that takes `target` runs on every target that this machine executes."""
+    if "target" in metafunc.fixturenames:
+        here = [target for target in TARGETS.values() if target.available()]
+        metafunc.parametrize("target", here, ids=lambda target: target.name)
+
+
+@pytest.fixture
+def random_weight():
+    def make(format: WeightFormat, n: int, k: int) -> QuantizedWeight:
+        levels = 3 if format.scheme == "ternary" else 2**format.bits
+        groups = format.groups(k)
+        codes = torch.randint(levels, (n, k), dtype=torch.uint8)
+        scales = (torch.rand(n, groups) + 0.1).half() / levels
+        zeros = (torch.rand(n, groups) * (levels - 1)).half() if format.has_zero_points else None
+        return QuantizedWeight(codes, scales, zeros, format)
+
+    return make
+
+
+@pytest.fixture
+def call():
+    """`call(function, target, *buffers)`: compile, run, return the last buffer."""
+
+    def run(function, target: Target, *buffers: torch.Tensor) -> torch.Tensor:
+        tvm.compile(function, target=target.tvm_target())["main"](*buffers)
+        return buffers[-1]
+
+    return run
+
+
+@pytest.fixture
+def activations(call):
+    """`activations(family, group, target, k, *inputs)`: the three results of `precompute` for `inputs`, x first."""
+
+    def run(family, group, target, k, *inputs, prologue=None, m=None):
+        dtype = str(inputs[0].dtype).removeprefix("torch.")
+        outputs = precompute_outputs(family, k, group, len(inputs[0]))
+        tensors = [torch.full(shape, 99, dtype=getattr(torch, dtype)) for shape, dtype in outputs]
+        call(precompute(family, k, group, m, dtype, target, prologue), target, *inputs, *tensors)
+        return tensors
+
+    return run
+
+
+@pytest.fixture
+def multiply(activations, call):
+    """`multiply(layout, target, weight, x)`: the product, and the precomputed activations that it was made from."""
+
+    def run(layout: PackedLayout, target, weight, x, m=None, bias=None, residual=None):
+        dtype = str(x.dtype).removeprefix("torch.")
+        a = activations(layout.family, layout.activation_group, target, layout.k, x, m=m)
+        bias_type = None if bias is None else str(bias.dtype).removeprefix("torch.")
+        function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None)
+        extra = [t for t in (bias, residual) if t is not None]
+        guarded = torch.full((len(x) * layout.n + 64,), 7, dtype=x.dtype)
+        out = guarded[: len(x) * layout.n].view(len(x), layout.n)
+        call(function, target, *a, *layout.pack(weight), *extra, out)
+        assert (guarded[len(x) * layout.n :] == 7).all(), "written past N"
+        return out, a
+
+    return run

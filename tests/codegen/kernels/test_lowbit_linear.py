@@ -1,0 +1,126 @@
+"""Low-bit products against float64: close to the weight they stand for, and exact for the activations that they
+read."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lutra.codegen.kernels.packing import PackedLayout
+from lutra.ir.quantization import (
+    PER_CHANNEL,
+    QuantizedWeight,
+    WeightFormat,
+    bit_planes,
+    dequantize,
+    symmetrized_zero_points,
+)
+
+# Every bits x scheme, every group size, every way to treat M, edges of N and K: pairwise rather than all products.
+CASES = [
+    (WeightFormat(1, 32), 80, 96, 1, 1),
+    (WeightFormat(1, 128, "asymmetric"), 64, 256, 4, 4),
+    (WeightFormat(2, 64, "ternary"), 80, 192, 3, 3),
+    (WeightFormat(2, PER_CHANNEL, "ternary"), 130, 100, 6, None),
+    (WeightFormat(2, 256, "asymmetric"), 80, 512, 8, 8),
+    (WeightFormat(2, 128), 96, 256, 1, None),
+    (WeightFormat(3, 32, "asymmetric"), 70, 96, 4, None),
+    (WeightFormat(3, PER_CHANNEL), 80, 160, 1, 1),
+    (WeightFormat(4, 128), 80, 384, 5, 5),
+    (WeightFormat(4, PER_CHANNEL, "asymmetric"), 80, 300, 3, 3),
+    (WeightFormat(8, 256), 64, 256, 1, 1),
+    (WeightFormat(8, 64, "asymmetric"), 80, 192, 9, None),
+]
+IDS = [f"{format.describe()}-{n}x{k}-m{static or 'any'}" for format, n, k, _, static in CASES]
+
+
+def emulate(layout: PackedLayout, weight: QuantizedWeight, q, scale, total) -> torch.Tensor:
+    """The product in float64, from the activations as they were quantised."""
+    group, kp = layout.activation_group, layout.units * 32
+    if layout.family == "dot":
+        x = q.double() * scale.double().repeat_interleave(group, 1)[:, :kp]
+        return x[:, : layout.k] @ dequantize(weight).double().T
+    columns = torch.arange(0, kp, 4)
+    entries = q.view(len(q), -1, 16).double() * scale.double()[:, columns // group, None]
+    bits = (F.pad(bit_planes(weight), (0, kp - layout.k), value=-1) + 1) // 2
+    index = (bits.view(len(bits), layout.n, -1, 4).long() * torch.tensor([1, 2, 4, 8])).sum(-1)  # [plane, row, table]
+    weights = torch.tensor(weight.format.plane_weights, dtype=torch.float64)
+    found = torch.stack([row[torch.arange(kp // 4), index] for row in entries])  # [M, plane, row, table]
+    scales = weight.scales.double()
+    scale_of = (lambda c: torch.zeros_like(c)) if layout.per_channel else (lambda c: c // group)
+    out = torch.einsum("mpnt,p,nt->mn", found, weights, scales[:, scale_of(columns)] / 2)
+    zeros = symmetrized_zero_points(weight)
+    if zeros is not None:
+        groups = scale_of(torch.arange(0, kp, group))
+        out -= total.double() @ (scales[:, groups] / 2 * zeros.double()[:, groups]).T
+    return out
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("family", ["lookup", "dot"])
+@pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
+def test_products_are_those_of_the_dequantised_weight(random_weight, multiply, target, family, format, n, k, m, static):
+    weight, x = random_weight(format, n, k), torch.randn(m, k)
+    layout = PackedLayout.create(family, format, n, k, target)
+    out, activations = multiply(layout, target, weight, x, m=static)
+    assert relative(out, emulate(layout, weight, *activations)) < 1e-5
+    # Zero points away from the middle of the codes can make the exact sum small beside its terms.
+    terms = x.double().norm(dim=1, keepdim=True) * dequantize(weight).double().norm(dim=1)
+    exact = x.double() @ dequantize(weight).double().T
+    assert (out - exact).norm() / terms.norm() < 0.012
+
+
+@pytest.mark.parametrize("family", ["lookup", "dot"])
+@pytest.mark.parametrize("format", [WeightFormat(b, 256, s) for b, s in
+                                    ((1, "symmetric"), (2, "ternary"), (4, "asymmetric"), (8, "symmetric"))],
+                         ids=WeightFormat.describe)  # fmt: skip
+def test_extreme_sums_do_not_overflow(random_weight, multiply, target, family, format):
+    k, n = 256, 64
+    weight = random_weight(format, n, k)
+    weight.codes[:32] = weight.codes.max()
+    weight.codes[32:48] = 0
+    x = torch.randn(4, k)
+    x[0] = 5.0  # every int8 is 127, every table's last entry is 127
+    x[1] = -5.0
+    x[2] = 0.0
+    x[3] = 1e-4
+    x[3, 77] = 1e4
+    layout = PackedLayout.create(family, format, n, k, target)
+    out, activations = multiply(layout, target, weight, x, m=4)
+    expected = emulate(layout, weight, *activations)
+    assert (out[2] == 0).all()
+    for row in (0, 1, 3):
+        assert relative(out[row], expected[row]) < 1e-5
+    assert relative(out[:2], (x[:2].double() @ dequantize(weight).double().T)) < 0.005
+
+
+@pytest.mark.parametrize("family", ["lookup", "dot"])
+def test_a_one_hot_input_reads_a_column(random_weight, multiply, target, family):
+    weight = random_weight(WeightFormat(4, 32, "asymmetric"), 80, 96)
+    x = torch.zeros(3, 96)
+    x[[0, 1, 2], [0, 50, 95]] = 1.0
+    layout = PackedLayout.create(family, weight.format, 80, 96, target)
+    out, _ = multiply(layout, target, weight, x)
+    columns = dequantize(weight)[:, [0, 50, 95]].T
+    assert torch.allclose(out, columns, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("with_bias", "with_residual", "static"), [(True, True, 2), (True, False, None)])
+def test_bias_and_residual_are_added_with_one_rounding_each(
+    random_weight, multiply, target, dtype, with_bias, with_residual, static
+):
+    n, k = 80, 128
+    weight, x = random_weight(WeightFormat(4, 64), n, k), torch.randn(2, k).to(dtype)
+    bias = torch.randn(n) if with_bias else None
+    residual = (torch.randn(2, n) * 10).to(dtype) if with_residual else None
+    layout = PackedLayout.create("dot", weight.format, n, k, target)
+    out, activations = multiply(layout, target, weight, x, m=static, bias=bias, residual=residual)
+    expected = emulate(layout, weight, *activations).float()
+    expected = (expected + bias).to(dtype) if bias is not None else expected.to(dtype)
+    expected = expected + residual if residual is not None else expected
+    # A sum next to a rounding boundary may fall on its other side: never more than one step, and rarely.
+    step = torch.finfo(dtype).eps * expected.abs().double().clamp(min=1.0) + 1e-5
+    assert ((out.double() - expected.double()).abs() <= 1.01 * step).all()
+    assert dtype == torch.float32 or (out == expected).float().mean() > 0.97

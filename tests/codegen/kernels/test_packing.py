@@ -1,0 +1,75 @@
+"""Packed layouts lose nothing and lie in memory as their description says."""
+
+from itertools import product
+
+import pytest
+import torch
+from lutra.codegen.kernels.packing import PackedLayout
+from lutra.codegen.targets import get_target
+from lutra.ir.errors import QuantizationError
+from lutra.ir.quantization import PER_CHANNEL, WeightFormat, bit_planes
+
+FORMATS = [
+    WeightFormat(1, 32),
+    WeightFormat(2, 64, "ternary"),
+    WeightFormat(2, 96 // 3, "asymmetric"),
+    WeightFormat(3, 64, "asymmetric"),
+    WeightFormat(4, PER_CHANNEL),
+    WeightFormat(8, 64),
+]
+PAIRS = list(product(("lookup", "dot"), ("row", "table")))
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=WeightFormat.describe)
+@pytest.mark.parametrize(("family", "order"), PAIRS)
+def test_unpacking_is_the_exact_inverse(random_weight, format, family, order):
+    k = 100 if format.group_size == PER_CHANNEL else 192
+    weight = random_weight(format, 80, k)
+    layout = PackedLayout(family, format, 80, k, order)
+    buffers = layout.pack(weight)
+    again = layout.unpack(buffers)
+    assert torch.equal(again.codes, weight.codes)
+    assert torch.equal(again.scales, weight.scales)
+    assert (again.zero_points is None) == (weight.zero_points is None)
+    assert weight.zero_points is None or torch.equal(again.zero_points, weight.zero_points)
+    assert layout.nbytes == sum(b.numel() * b.element_size() for b in buffers)
+    assert next(tuple(b.shape) for b in buffers) == layout.packed_shape
+    assert all(b.is_contiguous() and b.data_ptr() % 64 == 0 for b in buffers)
+    assert (buffers[1][1, :, 16:] == 0).all()  # the scales of padded rows
+
+
+@pytest.mark.parametrize("order", ["row", "table"])
+def test_lookup_bytes_hold_two_table_indices(random_weight, order):
+    weight = random_weight(WeightFormat(3, 32), 64, 64)
+    packed = PackedLayout("lookup", weight.format, 64, 64, order).pack(weight)[0]
+    bits = (bit_planes(weight) + 1) // 2
+    nibbles = (bits.view(3, 64, 16, 4).int() * torch.tensor([1, 2, 4, 8])).sum(-1)  # [plane, row, table]
+    for plane, row, unit, slot in [(0, 0, 0, 0), (1, 37, 1, 2), (2, 63, 1, 3), (2, 16, 0, 1)]:
+        tile, r = divmod(row, 16)
+        byte = packed[0, unit, plane, 64 * tile + (4 * r + slot if order == "row" else 16 * slot + r)].item()
+        low, high = nibbles[plane, row, unit * 8 + slot], nibbles[plane, row, unit * 8 + 4 + slot]
+        assert byte == low + 16 * high
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_dot_bytes_hold_the_codes_of_one_column_of_consecutive_quads(random_weight, bits):
+    weight = random_weight(WeightFormat(bits, 32), 64, 64)
+    packed = PackedLayout("dot", weight.format, 64, 64, "row").pack(weight)[0]
+    codes = weight.codes.view(64, 2, bits, 8 // bits, 4).int()  # [row, unit, vector, quad in it, column]
+    shifts = torch.arange(8 // bits) * bits
+    expected = (codes << shifts[:, None]).sum(3)
+    assert torch.equal(packed[0].int().view(2, bits, 64, 4), expected.permute(1, 2, 0, 3))
+
+
+def test_keys_tell_layouts_apart():
+    target = get_target()
+    layouts = [
+        PackedLayout.create(family, format, n, k, target)
+        for family, format, n, k in product(("lookup", "dot"), FORMATS, (64, 128), (192, 384))
+    ]
+    assert len({layout.key for layout in layouts}) == len(set(layouts))
+
+
+def test_a_group_size_that_does_not_divide_k_is_refused():
+    with pytest.raises(QuantizationError, match="does not divide"):
+        PackedLayout.create("dot", WeightFormat(4, 128), 64, 192, get_target())
