@@ -49,7 +49,7 @@ class Executable:
                 tensors.append(_usable(value))
             else:
                 sizes.append(int(value))
-        results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound)
+        results = self._main(tvm_ffi.Shape(tuple(sizes)), *tensors, *self._bound)
         return [self._result(kind, value, results) for kind, value in self._outputs]
 
     @staticmethod

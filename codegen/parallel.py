@@ -43,7 +43,7 @@ def pool() -> str:
 
 @cache
 def _launcher(folder: Path) -> ctypes.CDLL | None:
-    source = resources.files(__package__).joinpath("parallel.c").read_bytes()
+    source = resources.files(__package__ or __name__).joinpath("parallel.c").read_bytes()
     target = folder / f"parallel-{hashlib.sha256(source).hexdigest()[:16]}.so"
     try:
         if not target.exists():

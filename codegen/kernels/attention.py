@@ -61,6 +61,7 @@ def decode_attention(
                     T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [r * parts + p, lanes])
 
             def mask_at(r: int, key: Any) -> Any:
+                assert mask is not None
                 at = (b if mask.per_batch else 0, g * share + r if mask.per_head else 0, 0, key)
                 return rest[0][at]
 

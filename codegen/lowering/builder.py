@@ -119,8 +119,8 @@ class Lowering:
         value = lower(self, op) if lower is not None else DECLINED
         if value is DECLINED:
             value = self.torch_call(op, self.fallbacks)
-        many = isinstance(value, list) and len(operation.results) != 1
-        for result, item in zip(operation.results, value if many else [value], strict=False):
+        items: list[Any] = value if isinstance(value, list) and len(operation.results) != 1 else [value]
+        for result, item in zip(operation.results, items, strict=False):
             self._values[result] = item
         return None
 

@@ -45,7 +45,9 @@ def _table(low: Lowering, op: Any) -> Any:
 
 @lowers("lutra.table_linear")
 def _table_linear(low: Lowering, op: Any) -> Any:
-    return _low_bit(low, op, low.peek(op.table)[1], quantized_format(op.weight.type))
+    quantized = quantized_format(op.weight.type)
+    assert quantized is not None, "the verifier of lutra.table_linear"
+    return _low_bit(low, op, low.peek(op.table)[1], quantized)
 
 
 def _epilogue(low: Lowering, op: Any, rows: Any, n: int) -> list[relax.Var]:
@@ -66,7 +68,7 @@ def _dense(low: Lowering, op: Any) -> Any:
     function = None
     if symbol is not None and isinstance(rows, int) and rows <= DENSE_M and dtype in floats and weight_dtype in floats:
         function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None)
-    if function is not None:
+    if symbol is not None and function is not None:
         view = low.bits_view(low.dtype(op.weight))
         weight = low.weight(symbol, (n, k), low.dtype(op.weight), view)
         result = low.kernel("dense_linear", function, [x, weight, *extra], type_)
@@ -86,6 +88,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     n, k, format_ = quantized
     rows, dtype = low.rows(x), dtype_name(low.dtype(x))
     symbol = parameter_symbol(op.weight)
+    assert symbol is not None, "quantised weights are parameters"
     type_ = relax.TensorType([rows, n], dtype)
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None

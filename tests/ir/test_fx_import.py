@@ -99,7 +99,7 @@ def test_caches_are_results_that_name_the_argument_they_are_written_to(
 
     model = make_model("llama")
     compiled = torch.compile(model, backend=captured, dynamic=False, fullgraph=True)
-    caches = [StaticCache(model.config, max_cache_len=12) for _ in range(2)]
+    caches = [StaticCache(model.config, max_cache_len=12) for _ in range(2)]  # pyright: ignore[reportArgumentType]
     layers: list[Any] = caches[1].layers
     keys: list[int] = []
     with torch.no_grad():
