@@ -160,8 +160,7 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
         data = value.detach().contiguous()
         content = bytes(data.reshape(-1).view(torch.uint8).tolist()) + repr((tuple(data.shape), data.dtype)).encode()
         name = f"constant.{hashlib.sha256(content).hexdigest()[:16]}"
-        store.bind(name, data)
-        node.meta[PARAMETER_META] = name
+        node.meta[PARAMETER_META] = store.bind(name, data)
         node.meta.setdefault("val", value)
 
 

@@ -6,6 +6,7 @@ runs when somebody asks for the value, and whose value is not kept unless it was
 is quantised one matrix at a time, and prefill and decode graphs share one packed copy.
 """
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,16 +34,25 @@ class ParameterStore:
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
+    _identities: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
 
-    def bind(self, name: str, tensor: torch.Tensor) -> None:
-        """Make `tensor` (of the model, never copied) known as `name`; raises `CaptureError` on `meta`."""
+    def bind(self, name: str, tensor: torch.Tensor) -> str:
+        """Make `tensor` (of the model, never copied) known; raises `CaptureError` on `meta`. Returns its name.
+
+        That is `name`, with a number when another tensor has it: graphs that were captured of single layers, after a
+        graph break, all call their weights alike."""
+        base, copy = name, 1
+        while self._identities.setdefault(name, weakref.ref(tensor))() is not tensor:
+            copy += 1
+            name = f"{base}#{copy}"
         if tensor.device.type == "meta":
             raise CaptureError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
             )
         if name not in self._released:  # the next graph of the model passes what is left of it: no values
             self._originals[name] = tensor
+        return name
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
         """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""

@@ -83,8 +83,7 @@ def capture(
     `compile_graph(graph, functional gm)` makes the function that is called with all inputs.
     Raises `CaptureError` when a parameter has no values (`meta`) or the graph cannot be imported."""
     names = parameter_names(gm, inputs)
-    for index, name in names.items():
-        store.bind(name, inputs[index])
+    names = {index: store.bind(name, inputs[index]) for index, name in names.items()}
     labels = [names.get(i) or n.name for i, n in enumerate(n for n in gm.graph.nodes if n.op == "placeholder")]
 
     def inner(functional: fx.GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:

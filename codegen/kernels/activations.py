@@ -199,7 +199,7 @@ def _store_scale(largest: Expr, scale: Any, row: Expr, g: Expr) -> Expr:
 
 
 def _float(value: Expr, lanes: int) -> Expr:
-    return T.Cast(vector_math.vector_type("float32", lanes), value)
+    return vector_math.widened(value, lanes)
 
 
 def _add(a: Expr, b: Expr) -> Expr:

@@ -48,10 +48,10 @@ def decode_attention(
         with T.parallel(0, batch * kv_heads) as task:
             b, g = task // kv_heads, task % kv_heads
             scores = T.alloc_buffer((share, length), "float32", scope="global")
-            query = T.alloc_buffer((share * parts, LANES), "float32", scope="local")
-            acc = T.alloc_buffer((share * parts, LANES), "float32", scope="local")
-            largest = T.alloc_buffer((share,), "float32", scope="local")
-            total = T.alloc_buffer((share,), "float32", scope="local")
+            query = T.alloc_buffer((share * parts, LANES), "float32")
+            acc = T.alloc_buffer((share * parts, LANES), "float32")
+            largest = T.alloc_buffer((share,), "float32")
+            total = T.alloc_buffer((share,), "float32")
             for r in range(share):
                 T.buffer_store(largest, T.float32(-3.0e38), [r])
                 T.buffer_store(total, T.float32(0), [r])

@@ -79,7 +79,7 @@ def dense_linear(
                 source = c * chunk + (2 * lane + half if packed else lane)
                 T.buffer_store(spread, T.Cast("float32", x[i, source]), [i, half, c * LANES + lane])
         with T.parallel(0, blocks) as block:
-            acc = T.alloc_buffer((m * ROWS, LANES), "float32", scope="local")
+            acc = T.alloc_buffer((m * ROWS, LANES), "float32")
             for index in range(m * ROWS):
                 T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
             with T.serial(0, k // chunk) as c:

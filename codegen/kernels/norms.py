@@ -23,7 +23,7 @@ def norm(
 
     def add_up(x: Any, row: Any, value: Any) -> Any:
         """The sum of `value(x)` over a row, vectors first, then the columns that are left."""
-        acc = T.alloc_buffer((LANES + 1,), "float32", scope="local")
+        acc = T.alloc_buffer((LANES + 1,), "float32")
         T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [T.ramp(0, 1, LANES)])
         T.buffer_store(acc, T.float32(0), [LANES])
         if vectors:
@@ -38,7 +38,7 @@ def norm(
     def body(x: Any, weight: Any, *rest: Any) -> None:
         shift, out = (rest[0] if bias else None), rest[-1]
         with T.parallel(0, m) as row:
-            statistics = T.alloc_buffer((2,), "float32", scope="local")
+            statistics = T.alloc_buffer((2,), "float32")
             mean = T.float32(0)
             if kind == "layer":
                 T.buffer_store(statistics, add_up(x, row, lambda v, lanes: v) * T.float32(1 / k), [0])

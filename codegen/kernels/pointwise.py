@@ -29,11 +29,7 @@ def gated_mlp(features: int, activation: str, dtype: str, merged: bool) -> tirx.
         def column(row: Any, c: Any, lanes: int) -> None:
             at, above = (c, c + shift) if lanes == 1 else (T.ramp(c, 1, lanes), T.ramp(c + shift, 1, lanes))
             wide, narrow = vector_math.vector_type("float32", lanes), vector_math.vector_type(dtype, lanes)
-            # Through a local buffer: TVM forgets to widen bfloat16 inside the values that `vector_math` binds.
-            x = T.alloc_buffer((lanes,), "float32", scope="local")
-            whole = 0 if lanes == 1 else T.ramp(0, 1, lanes)
-            T.buffer_store(x, T.Cast(wide, gate[row, at]), [whole])
-            value = vector_math.ACTIVATIONS[activation](x[whole], lanes)
+            value = vector_math.ACTIVATIONS[activation](vector_math.widened(gate[row, at], lanes), lanes)
             value = T.Cast(wide, T.Cast(narrow, value)) * T.Cast(wide, up[row, above])
             T.buffer_store(out, T.Cast(narrow, value), [row, at])
 

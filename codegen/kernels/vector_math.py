@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from tvm import tirx
 from tvm.script import tirx as T
+from tvm.script.ir_builder import tirx as builder
 
 from ..targets.base import Expr, half
 
@@ -40,6 +41,17 @@ def reduce_lanes(combine: Callable[[Expr, Expr], Expr], vector: Expr, element: s
         vector = combine(*(half(vector, vector_type(element, lanes), high) for high in (False, True)))
     # Not `half`: LLVM would make vectors of one lane, which casts to float16 reject.
     return combine(*(tirx.Shuffle([vector], [T.int32(lane)]) for lane in range(2)))
+
+
+def widened(value: Expr, lanes: int) -> Expr:
+    """A half-precision value as float32. bfloat16 goes through a buffer: TVM overlooks it in values that `T.bind` names."""
+    wide = T.Cast(vector_type("float32", lanes), value)
+    if not str(value.ty.dtype).startswith("bfloat16"):
+        return wide
+    own = builder.alloc_buffer((lanes,), "float32")
+    place = [0 if lanes == 1 else T.ramp(0, 1, lanes)]
+    builder.buffer_store(own, wide, place)
+    return own[tuple(place)]
 
 
 def round_to_int(x: Expr, lanes: int) -> Expr:

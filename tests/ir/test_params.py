@@ -129,3 +129,13 @@ def test_released_names_stay_released_when_the_next_graph_passes_them_again(stor
         store.tensor("a")
     assert store.original("a") is None
     assert store.shape("a") == (4, 6) and store.shape("b") == (2, 6)
+
+
+def test_another_tensor_of_the_same_name_gets_a_name_of_its_own():
+    """Graphs of single layers, after a graph break, call their weights alike: values of one must not serve another."""
+    store = ParameterStore()
+    first, second = torch.randn(3), torch.randn(3)
+    assert store.bind("fc.weight", first) == store.bind("fc.weight", first) == "fc.weight"
+    other = store.bind("fc.weight", second)
+    assert other != "fc.weight"
+    assert store.tensor("fc.weight") is first and store.tensor(other) is second
