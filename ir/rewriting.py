@@ -136,6 +136,10 @@ def literal(op: Any) -> torch.Tensor | None:
     if not isinstance(attribute, ir.DenseElementsAttr):
         return None
     shape = [n or 0 for n in type_.shape]
+    if attribute.is_splat:
+        return torch.full(shape, attribute.get_splat_value().value, dtype=type_.dtype)
+    if type_.dtype is torch.bfloat16:  # numpy has no such type
+        return None
     return torch.tensor(np.array(attribute)).to(type_.dtype).reshape(-1).expand(math.prod(shape)).reshape(shape).clone()
 
 

@@ -254,8 +254,10 @@ def _full(low: Lowering, op: Any) -> Any:
 @lowers("torch.vtensor.literal")
 def _literal(low: Lowering, op: Any) -> Any:
     data, dtype = literal(op), low.dtype(op.operation.results[0])
-    if data is None or dtype is torch.bfloat16:  # numpy, which Relax reads constants from, has no bfloat16
+    if data is None:
         return DECLINED
+    if dtype is torch.bfloat16:  # numpy, which Relax reads constants from, has no such type
+        return low.emit(cast(low.emit(relax.const(data.float().numpy(), "float32")), dtype), op.operation.results[0])
     return low.builder.emit(relax.const(data.numpy(), dtype_name(dtype)))
 
 
