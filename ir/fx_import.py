@@ -165,20 +165,28 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
 
 
 def _rewrite_symbolic_arithmetic(gm: fx.GraphModule) -> None:
-    """Write `pow` of a symbolic size with a small exponent, which the importer does not know, as products."""
+    """Write a sum of sizes and a small power of one, which the importer does not know, as chains of two operands."""
     for node in list(gm.graph.nodes):
-        if node.op == "call_function" and node.target in (pow, operator.pow) and isinstance(node.args[1], int):
-            base, exponent = node.args
-            with gm.graph.inserting_before(node):
-                product: Any = base
-                for _ in range(exponent - 1):
-                    factor = product
-                    product = gm.graph.call_function(operator.mul, (factor, base))
-                    product.meta = dict(node.meta)
-                    left = factor.meta["val"] if isinstance(factor, fx.Node) else factor
-                    product.meta["val"] = left * base.meta["val"]
-            node.replace_all_uses_with(product)
-            gm.graph.erase_node(node)
+        if node.op != "call_function":
+            continue
+        if node.target in (pow, operator.pow) and isinstance(node.args[1], int) and node.args[1] > 0:
+            operands, combine = [node.args[0]] * node.args[1], operator.mul
+        elif node.target is torch.sym_sum:
+            operands, combine = list(node.args[0]), operator.add
+        else:
+            continue
+        with gm.graph.inserting_before(node):
+            total: Any = operands[0]
+            for operand in operands[1:]:
+                value = combine(_size(total), _size(operand))
+                total = gm.graph.call_function(combine, (total, operand))
+                total.meta = {**node.meta, "val": value}
+        node.replace_all_uses_with(total)
+        gm.graph.erase_node(node)
+
+
+def _size(operand: Any) -> Any:
+    return operand.meta["val"] if isinstance(operand, fx.Node) else operand
 
 
 def _symbolic_shape(value: Any) -> tuple[sympy.Expr, ...]:

@@ -44,7 +44,8 @@ def reduce_lanes(combine: Callable[[Expr, Expr], Expr], vector: Expr, element: s
 
 
 def widened(value: Expr, lanes: int) -> Expr:
-    """A half-precision value as float32. bfloat16 goes through a buffer: TVM overlooks it in values that `T.bind` names."""
+    """A half-precision value as float32. bfloat16 goes through a buffer: TVM overlooks it in values that `T.bind`
+    names."""
     wide = T.Cast(vector_type("float32", lanes), value)
     if not str(value.ty.dtype).startswith("bfloat16"):
         return wide

@@ -1,0 +1,224 @@
+"""`torch.compile(model, backend="lutra")` from end to end on small models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lutra
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LUTRA_CACHE_DIR", str(tmp_path / "cache"))
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+def llama(layers: int = 2, dtype: torch.dtype = torch.float32) -> Any:
+    config = tf.LlamaConfig(
+        vocab_size=256,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    return tf.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+def other(name: str) -> Any:
+    sizes: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 256}
+    if name == "gpt2":
+        return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=64)).eval()
+    if name == "opt":
+        config = tf.OPTConfig(**sizes, ffn_dim=96, max_position_embeddings=64, word_embed_proj_dim=64)
+        return tf.OPTForCausalLM(config).eval()
+    if name == "qwen3":
+        return tf.Qwen3ForCausalLM(
+            tf.Qwen3Config(**sizes, intermediate_size=96, num_key_value_heads=2, head_dim=16)
+        ).eval()
+    return tf.BertForMaskedLM(tf.BertConfig(**sizes, intermediate_size=96)).eval()
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def steps(model: Any, config: Any, tokens: torch.Tensor) -> tuple[list[torch.Tensor], Any]:
+    """Logits of a prefill and two decode steps over a StaticCache, and the cache."""
+    cache = tf.StaticCache(config, max_cache_len=32)
+    with torch.no_grad():
+        parts = (tokens[:, :-2], tokens[:, -2:-1], tokens[:, -1:])
+        return [model(part, past_key_values=cache, use_cache=True).logits for part in parts], cache
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "qwen3", "bert"])
+def test_unquantised_logits_agree_with_eager_and_nothing_falls_back(name: str):
+    model = llama() if name == "llama" else other(name)
+    fast = torch.compile(model, backend="lutra")
+    tokens = torch.randint(0, 256, (2, 9))
+    if name == "bert":
+        mask = torch.ones_like(tokens)
+        mask[0, :3] = 0
+        with torch.no_grad():
+            expected = [model(tokens, attention_mask=mask).logits]
+            got = [fast(tokens, attention_mask=mask).logits]
+    else:
+        expected, got = steps(model, model.config, tokens)[0], steps(fast, model.config, tokens)[0]
+    for a, b in zip(got, expected, strict=True):
+        assert relative(a, b) < 1e-5
+    for report in lutra.reports(fast):
+        assert not report.fallbacks
+
+
+def test_bfloat16_agrees_to_its_accuracy():
+    model = llama(dtype=torch.bfloat16)
+    tokens = torch.randint(0, 256, (1, 9))
+    expected = steps(model, model.config, tokens)[0]
+    got = steps(torch.compile(model, backend="lutra"), model.config, tokens)[0]
+    for a, b in zip(got, expected, strict=True):
+        assert relative(a, b) < 2e-2
+
+
+@pytest.mark.parametrize(("recipe", "kernel"), [("w8", "s8"), ("w4", "s4"), ("w2-lut", "lookup_s2g64")])
+def test_a_quantised_decode_step_computes_with_the_quantised_weights(recipe: str, kernel: str):
+    """The dequantised weights put into the model give the logits, up to the quantisation of activations."""
+    model, reference = llama(), llama()
+    reference.load_state_dict(model.state_dict())
+    fast = torch.compile(model, backend="lutra", options={"recipe": recipe})
+    tokens = torch.randint(0, 256, (1, 6))
+    got = steps(fast, model.config, tokens)[0]
+    decode = next(r for r in lutra.reports(fast) if r.phase == "decode")
+    assert any(kernel in name for name in decode.kernels), decode.kernels
+    quantise_in_place(reference, recipe)
+    for a, b in zip(got, steps(reference, model.config, tokens)[0], strict=True):
+        assert relative(a, b) < 0.06
+
+
+def quantise_in_place(model: nn.Module, recipe: str) -> None:
+    """Replace the weights of every linear by what the recipe's formats make of them."""
+    from lutra.ir.quantization import WeightFormat, dequantize
+    from lutra.passes.rounding import round_to_nearest
+
+    formats = {
+        "w8": (WeightFormat(8, 128), WeightFormat(8, 128), False),
+        "w4": (WeightFormat(4, 128), WeightFormat(4, 128), True),
+        "w2-lut": (WeightFormat(2, 64), WeightFormat(4, 64), True),
+    }
+    body, head, search = formats[recipe]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            in_head = name == "lm_head"
+            weight = round_to_nearest(module.weight, head if in_head else body, range_search=search and not in_head)
+            module.weight.data = dequantize(weight)
+
+
+def test_caches_are_updated_in_place():
+    model = llama()
+    fast = torch.compile(model, backend="lutra", dynamic=False)
+    tokens = torch.randint(0, 256, (1, 5))
+    _, cache = steps(fast, model.config, tokens)
+    before = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+    with torch.no_grad():
+        fast(tokens[:, :1], past_key_values=cache, use_cache=True)
+    assert before == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+    decode = [r for r in lutra.reports(fast) if r.phase == "decode"][-1]
+    assert decode.kernels["kv_update"] == 4 and "kv_update_copy" not in decode.kernels
+
+
+@pytest.mark.parametrize("cache", ["static", "dynamic"])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_generate_gives_eagers_tokens(cache: str, batch: int):
+    model = llama()
+    model.generation_config.cache_implementation = cache
+    tokens = torch.randint(1, 256, (batch, 7))
+    mask = torch.ones_like(tokens)
+    mask[1:, :3] = 0  # left padding
+    options = {"max_new_tokens": 6, "do_sample": False, "disable_compile": True, "attention_mask": mask}
+    expected = model.generate(tokens, **options)
+    model.forward = torch.compile(model.forward, backend="lutra")
+    assert torch.equal(model.generate(tokens, **options), expected)
+
+
+def test_other_weights_at_the_same_graph_are_used():
+    model = llama(layers=1)
+    fast = torch.compile(model, backend="lutra", options={"recipe": "w8"})
+    tokens = torch.randint(0, 256, (1, 6))
+    steps(fast, model.config, tokens)
+    model.load_state_dict(llama(layers=1).state_dict())
+    for a, b in zip(steps(fast, model.config, tokens)[0], steps(model, model.config, tokens)[0], strict=True):
+        assert relative(a, b) < 0.05
+
+
+def test_a_model_on_meta_is_a_clear_error_and_training_goes_elsewhere():
+    with torch.device("meta"):
+        model = nn.Linear(32, 32)
+    with pytest.raises(Exception, match="meta"), torch.no_grad():
+        torch.compile(model, backend="lutra")(torch.empty(1, 32, device="meta"))
+    trained = nn.Linear(32, 32)
+    fast = torch.compile(trained, backend="lutra", options={"training_backend": "aot_eager"})
+    fast(torch.randn(2, 32)).sum().backward()
+    assert trained.weight.grad is not None
+
+
+def test_unknown_operators_run_in_torch_and_strict_names_them():
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sort(x).values + 1
+
+    x = torch.randn(3, 5)
+    with torch.no_grad():
+        fast = torch.compile(Sorted(), backend="lutra")
+        torch.testing.assert_close(fast(x), Sorted()(x))
+        torch._dynamo.reset()
+        with pytest.raises(Exception, match=r"aten\.sort"):
+            torch.compile(Sorted(), backend="lutra", options={"strict": True})(x)
+        torch.testing.assert_close(Sorted()(x), torch.sort(x).values + 1)
+
+
+SCRIPT = """
+import sys, torch, lutra
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
+x = torch.randn(1, 64)
+with torch.no_grad():
+    fast = torch.compile(model, backend="lutra", options={"recipe": {"lutra": 1, "name": "r", "passes": [
+        {"fuse": {}}, {"quantize-weights": {"bits": 4, "group_size": 32}}]}})
+    error = (fast(x) - model(x)).norm() / model(x).norm()
+print(lutra.reports(fast)[0].cache, error.item() < 0.3)
+"""
+
+
+def run_script(cache: Path) -> str:
+    environment = {**os.environ, "LUTRA_CACHE_DIR": str(cache)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_cache_serves_a_second_process_and_damaged_entries_are_built_again(tmp_path: Path):
+    assert run_script(tmp_path) == "miss: this graph is new True"
+    assert run_script(tmp_path) == "hit True"
+    library = next(tmp_path.glob("*/graph.so"))
+    library.write_bytes(library.read_bytes()[:-1000])
+    assert run_script(tmp_path) == "miss: the entry was damaged True"
+    assert run_script(tmp_path) == "hit True"
+
+
+def test_two_processes_compile_at_once(tmp_path: Path):
+    environment = {**os.environ, "LUTRA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT]
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert all(p.communicate()[0].strip().endswith("True") and p.returncode == 0 for p in running)
+    assert run_script(tmp_path) == "hit True"
+
+
+def test_a_cache_folder_that_cannot_be_made_is_logged_and_compilation_goes_on(tmp_path: Path):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert run_script(blocked / "cache").endswith("True")
