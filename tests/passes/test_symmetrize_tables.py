@@ -67,7 +67,7 @@ def captured(model: nn.Module, x: torch.Tensor, interpreted: Callable[..., Any],
 @pytest.mark.parametrize(("bits", "scheme"), FORMATS)
 def test_the_reinterpretation_is_exact(bits: int, scheme: Any, table: Any, parse: Callable[[str], Any]):
     parsed = parse(LINEAR)
-    parsed.graph.store.bind("a.weight", levels(bits, scheme, (16, 64)))
+    parsed.graph.store.tensor("a.weight").copy_(levels(bits, scheme, (16, 64)))
     parsed.arguments[0].copy_(torch.randint(-4, 5, (3, 64)))
     run(QuantizeWeights(bits, 32, scheme), parsed.graph)
     linear = parsed.run()
