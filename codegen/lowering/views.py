@@ -1,5 +1,6 @@
 """Operators that move elements or make new tensors: views, slices, joins, lookups, ranges, constants."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -200,7 +201,8 @@ def _index(low: Lowering, op: Any) -> Any:
     def gather(data: te.Tensor, *index: te.Tensor) -> te.Tensor:
         def element(*at: Any) -> Any:
             chosen = []
-            for tensor, size in zip(index, sizes, strict=False):
+            # Sizes are read off the arguments: `call_te` renames the variables in them.
+            for tensor, size in zip(index, data.shape, strict=False):
                 own = at[lead - len(tensor.shape) : lead]
                 place = tensor[tuple(0 if _is_one(n) else i for i, n in zip(own, tensor.shape, strict=True))].astype(
                     "int64"
@@ -209,9 +211,18 @@ def _index(low: Lowering, op: Any) -> Any:
                 chosen.append(tirx.max(tirx.min(place, size - 1), 0))
             return data[(*chosen, *at[lead:])]
 
-        return te.compute(low.sizes(out), element, name="index")
+        return te.compute((*_broadcast(index, lead), *data.shape[rank:]), element, name="index")
 
     return low.emit(low.builder.call_te(gather, low[x], *places, primfunc_name_hint="index"), out)
+
+
+def _broadcast(tensors: Sequence[te.Tensor], rank: int) -> list[Any]:
+    """Sizes that all `tensors` broadcast to."""
+    sizes: list[Any] = [1] * rank
+    for tensor in tensors:
+        for place, size in enumerate(tensor.shape, start=rank - len(tensor.shape)):
+            sizes[place] = sizes[place] if _is_one(size) else size
+    return sizes
 
 
 def _is_one(size: Any) -> bool:

@@ -132,7 +132,7 @@ def test_caches_are_updated_in_place():
     assert decode.kernels["kv_update"] == 4 and "kv_update_copy" not in decode.kernels
 
 
-@pytest.mark.parametrize(("cache", "batch"), [("static", 1), ("static", 4), ("dynamic", 1)])
+@pytest.mark.parametrize(("cache", "batch"), [("static", 1), ("static", 4), ("dynamic", 1), ("dynamic", 4)])
 def test_generate_gives_eagers_tokens(cache: str, batch: int):
     model = llama()
     model.generation_config.cache_implementation = cache
