@@ -31,7 +31,8 @@ class Portable(Target):
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
         del weight  # applied when the int16 accumulators are widened
         for slot, rows in enumerate(quarters(index, "uint8")):
-            acc = acc + T.Cast("int16x16", _select([table(T.int32(16 * slot + w)) for w in range(8)], rows))
+            found = table(T.Cast("int32x16", rows) + T.broadcast(T.int32(16 * slot), 16))
+            acc = acc + T.Cast("int16x16", found)
         return acc
 
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
@@ -49,23 +50,6 @@ class Portable(Target):
         return T.reinterpret(f"float32{suffix}", T.reinterpret(f"uint32{suffix}", scaled) | sign)
 
 
-def _select(entries: list[Expr], index: Expr) -> Expr:
-    """`T[index]` without a shuffle: blends by the bits of the index over the lower half of the table, `T[w] = -T[15 -
-    w]`."""
-    zero, ones = T.broadcast(T.int8(0), 16), T.broadcast(T.int8(-1), 16)
-
-    def mask(bit: int) -> Expr:
-        chosen = (index & T.broadcast(T.uint8(1 << bit), 16)) == T.broadcast(T.uint8(1 << bit), 16)
-        return T.bind(T.Select(chosen, ones, zero))
-
-    negative = mask(3)
-    level = [T.bind(T.broadcast(entry, 16)) for entry in entries]
-    for bit in range(3):
-        second = T.bind(mask(bit) ^ negative)
-        level = [T.bind(a ^ ((a ^ b) & second)) for a, b in zip(level[::2], level[1::2], strict=True)]
-    return (level[0] ^ negative) - negative
-
-
 PORTABLE = Portable(
     name="portable",
     architectures=(),
@@ -73,5 +57,5 @@ PORTABLE = Portable(
     vector_bits=128,
     slot_order={"lookup": "table", "dot": "table"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
-    rows_at_once=1,
+    rows_at_once=1,  # sixteen scalar loads a lookup: more rows only make the code long
 )
