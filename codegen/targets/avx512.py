@@ -47,6 +47,7 @@ AVX512 = Avx512(
     slot_order={"lookup": "row", "dot": "row"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server"},
     # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.4, 0.4, 0.4; 2 bits
-    # 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7. From DRAM both reach the ceiling.
+    # 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7. At one row from
+    # DRAM the two are within the noise of each other: memory bounds both.
     lookup_up_to=(3, 3),
 )
