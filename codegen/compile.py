@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tvm
 from tvm import relax
@@ -18,6 +18,7 @@ from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
 from .schedule import schedule_elementwise
 from .targets import Target
+from .targets.base import Family
 from .weights import to_data
 
 
@@ -29,7 +30,7 @@ class CodegenOptions:
     dump: receives Relax and TIR as text. progress: told which stage runs."""
 
     strict: bool = False
-    kernel_family: str = "auto"
+    kernel_family: Literal["auto"] | Family = "auto"
     cache: ExecutableCache | None = None
     dump: Callable[[str, str], None] | None = None
     progress: Callable[[str], None] = lambda stage: None

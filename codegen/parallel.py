@@ -17,7 +17,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-import torch  # loads the OpenMP library that the launcher then shares
+import torch  # noqa: F401  (loads the OpenMP library that the launcher then shares)
 
 logger = logging.getLogger("lutra")
 _POINTER = "__TVMBackendParallelLaunch"
@@ -34,11 +34,6 @@ def use_torch_threads(library: Path) -> bool:
         return True  # nothing in it is parallel
     pointer.value = ctypes.cast(launcher.lutra_parallel_launch, ctypes.c_void_p).value
     return True
-
-
-def pool() -> str:
-    """Which pool compiled kernels use, for reports."""
-    return f"OpenMP shared with torch ({torch.get_num_threads()} threads)"
 
 
 @cache

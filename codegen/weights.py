@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from ..ir.errors import QuantizationError
 from ..ir.params import ParameterStore
-from ..ir.quantization import WeightFormat
+from ..ir.quantization import QuantizedWeight, WeightFormat
+from ..ir.rounding import RoundToNearest
 from .kernels.packing import PackedLayout
+from .kernels.rounding import round_to_nearest
 
 ALIGNMENT = 64
 """Bytes; what compiled code may assume of a tensor's address."""
@@ -40,7 +43,24 @@ class PackedWeight:
 
     def resolve(self, store: ParameterStore) -> torch.Tensor:
         """The buffer; the weight is quantised and packed when this is the first graph that asks."""
-        return store.packed(self.symbol, self.layout.key, self.layout.pack, self.layout.unpack)[self.part]
+        layout = self.layout
+        buffers = store.packed(
+            self.symbol, layout.key, lambda: layout.pack(_quantized(store, self.symbol)), layout.unpack
+        )
+        return buffers[self.part]
+
+
+def _quantized(store: ParameterStore, symbol: str) -> QuantizedWeight:
+    """`store.quantized(symbol)`, by the kernel where there is one for how it is computed."""
+    if store.is_packed(symbol):
+        return store.quantized(symbol)
+    compute, sources = store.derivation(symbol)
+    if not isinstance(compute, RoundToNearest):
+        return store.quantized(symbol)
+    try:
+        return round_to_nearest(store.tensor(sources[0]), compute)
+    except QuantizationError as error:
+        raise QuantizationError(f"{sources[0]}: {error}") from None
 
 
 def buffer_types(layout: PackedLayout) -> list[tuple[tuple[int, ...], str]]:

@@ -128,16 +128,24 @@ class ParameterStore:
         self,
         name: str,
         layout: str,
-        pack: Callable[[QuantizedWeight], list[torch.Tensor]],
-        unpack: Callable[[list[torch.Tensor]], QuantizedWeight] | None = None,
+        pack: Callable[[], list[torch.Tensor]],
+        unpack: Callable[[list[torch.Tensor]], QuantizedWeight],
     ) -> list[torch.Tensor]:
         """The buffers of quantised `name` in `layout`, packed once for all graphs; `unpack` then serves `value`."""
         key = (name, layout)
         if key not in self._packed:
-            buffers = self._packed[key] = pack(self.quantized(name))
-            if unpack is not None:
-                self._unpackers.setdefault(name, lambda: unpack(buffers))
+            buffers = self._packed[key] = pack()
+            self._unpackers.setdefault(name, lambda: unpack(buffers))
         return self._packed[key]
+
+    def is_packed(self, name: str) -> bool:
+        """True when `value(name)` reads packed buffers."""
+        return name in self._unpackers
+
+    def derivation(self, name: str) -> tuple[Callable[..., Value], tuple[str, ...]]:
+        """The computation that `name` was derived with, and the names that it is applied to."""
+        derivation = self._derivations[name]
+        return derivation.compute, derivation.sources
 
     def original(self, name: str) -> torch.Tensor | None:
         """The tensor bound to `name`, or None when it is derived, unknown or released."""

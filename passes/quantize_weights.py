@@ -5,7 +5,6 @@
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 from ..ir.errors import QuantizationError
@@ -26,9 +25,9 @@ from ..ir.rewriting import (
     tensor_type,
     vtensor,
 )
+from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
 from .base import ALL_PHASES, Kind, PassContext
-from .rounding import round_to_nearest
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class QuantizeWeights:
         except QuantizationError as error:
             raise QuantizationError(f"{', '.join(own)}: {error}") from None
         suffix = "-search" if self.range_search else ""
-        compute = partial(round_to_nearest, format_=self.format, range_search=self.range_search)
+        compute = RoundToNearest(self.format, self.range_search)
         name = graph.store.derive(f"{symbol}@{self.format.describe()}{suffix}", [symbol], compute)
         weight = build(ParamOp, rewriter, op, name, type_).out
         keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}

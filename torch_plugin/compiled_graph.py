@@ -64,7 +64,10 @@ class CompiledGraph:
             target, value = inputs[argument], outputs[result]
             if value.data_ptr() != target.data_ptr():
                 target.copy_(value)
-        return [value for i, value in enumerate(outputs) if i not in self.graph.mutations]
+        # A clone that was optimised away must not hand the caller's own tensor back: both could be written to.
+        read = {t.data_ptr() for t, i in zip(inputs, self.graph.inputs, strict=True) if _is_tensor(t) and not i.mutated}
+        results = (value for i, value in enumerate(outputs) if i not in self.graph.mutations)
+        return [v.clone() if _is_tensor(v) and v.numel() and v.data_ptr() in read else v for v in results]
 
     def _executable_for(self, arguments: list[Any]) -> Executable:
         for (position, tensor), version in zip(self._bound, self._versions, strict=True):
@@ -82,6 +85,10 @@ class CompiledGraph:
             # The tensors are kept beside the executable: an id stays theirs for as long as they live.
             self._others[key] = (tensors, self._build(replace(self.graph, store=store)))
         return self._others[key][1]
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 def _version(tensor: torch.Tensor) -> int:

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .function import kernel
-from .vector_math import reduce_lanes
+from .vector_math import reduce_lanes, rounded, widened
 
 LANES = 16
 ROWS = 4
@@ -34,7 +34,7 @@ def dense_linear(
     stored = "uint16" if packed else weight_dtype
     blocks = -(-n // ROWS)
 
-    def widened(weight: Any, row: Any, column: Any) -> list[Any]:
+    def weight_columns(weight: Any, row: Any, column: Any) -> list[Any]:
         """The columns `column...` of a row as float32 vectors: even and odd ones for bfloat16."""
         if not packed:
             return [T.Cast("float32x16", weight[row, T.ramp(column, 1, LANES)])]
@@ -45,29 +45,22 @@ def dense_linear(
 
     def step(weight: Any, x: Any, acc: Any, block: Any, c: Any) -> None:
         for row in range(ROWS):
-            parts = widened(weight, T.min(block * ROWS + row, n - 1), c * chunk)
+            parts = weight_columns(weight, T.min(block * ROWS + row, n - 1), c * chunk)
             for i in range(m):
                 value = acc[i * ROWS + row, T.ramp(0, 1, LANES)]
                 for half, part in enumerate(parts):
                     value = value + part * x[i, half, T.ramp(c * LANES, 1, LANES)]
                 T.buffer_store(acc, value, [i * ROWS + row, T.ramp(0, 1, LANES)])
 
-    def rounded(value: Any) -> Any:
-        return T.Cast("float32", T.Cast(dtype, value)) if dtype != "float32" else value
-
     def finish(acc: Any, out: Any, extra: list[Any], block: Any) -> None:
         for row in range(ROWS):
             with T.If(block * ROWS + row < n), T.Then():
                 for i in range(m):
-                    value, column = (
-                        rounded(
-                            reduce_lanes(lambda a, b: a + b, acc[i * ROWS + row, T.ramp(0, 1, LANES)], "float32", LANES)
-                        ),
-                        block * ROWS + row,
-                    )
+                    column, lanes = block * ROWS + row, acc[i * ROWS + row, T.ramp(0, 1, LANES)]
+                    value = rounded(reduce_lanes(lambda a, b: a + b, lanes, "float32", LANES), dtype, 1)
                     for number, operand in enumerate(extra):
                         added = operand[column] if bias and number == 0 else operand[i, column]
-                        value = rounded(value + T.Cast("float32", added))
+                        value = rounded(value + widened(added, 1), dtype, 1)
                     T.buffer_store(out, T.Cast(dtype, value), [i, column])
 
     def body(x: Any, weight: Any, *rest: Any) -> None:

@@ -7,7 +7,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .function import kernel
-from .vector_math import reduce_lanes
+from .vector_math import reduce_lanes, rounded, widened
 
 LANES = 16
 
@@ -51,9 +51,9 @@ def norm(
             variance = add_up(x, row, squared) * T.float32(1 / k)
             T.buffer_store(statistics, T.float32(1) / T.sqrt(variance + T.float32(eps)), [1])
             with T.serial(0, k) as c:
-                value = (T.Cast("float32", x[row, c]) - mean) * statistics[1]
-                if round_before_weight and dtype != "float32":
-                    value = T.Cast("float32", T.Cast(dtype, value))
+                value = (widened(x[row, c], 1) - mean) * statistics[1]
+                if round_before_weight:
+                    value = rounded(value, dtype, 1)
                 value = value * T.Cast("float32", weight[c])
                 if shift is not None:
                     value = value + T.Cast("float32", shift[c])

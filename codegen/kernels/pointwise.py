@@ -28,10 +28,9 @@ def gated_mlp(features: int, activation: str, dtype: str, merged: bool) -> tirx.
 
         def column(row: Any, c: Any, lanes: int) -> None:
             at, above = (c, c + shift) if lanes == 1 else (T.ramp(c, 1, lanes), T.ramp(c + shift, 1, lanes))
-            wide, narrow = vector_math.vector_type("float32", lanes), vector_math.vector_type(dtype, lanes)
             value = vector_math.ACTIVATIONS[activation](vector_math.widened(gate[row, at], lanes), lanes)
-            value = T.Cast(wide, T.Cast(narrow, value)) * T.Cast(wide, up[row, above])
-            T.buffer_store(out, T.Cast(narrow, value), [row, at])
+            value = vector_math.rounded(value, dtype, lanes) * vector_math.widened(up[row, above], lanes)
+            T.buffer_store(out, T.Cast(vector_math.vector_type(dtype, lanes), value), [row, at])
 
         chunks = -(-vectors // CHUNK)
         if chunks:

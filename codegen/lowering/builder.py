@@ -11,7 +11,7 @@ inside the quantisation of its result).
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import sympy
 import torch
@@ -25,7 +25,7 @@ from ...ir.operator_call import OperatorCall
 from ...ir.rewriting import operator_name, paths
 from ...ir.shapes import SymbolicValue, symbolic_values
 from ..kernels.packing import PackedLayout
-from ..targets.base import Target
+from ..targets.base import Family, Target
 from ..weights import PackedWeight, PlainWeight, WeightSource, buffer_types
 from .registry import DECLINED, LOWERINGS
 from .symbols import Symbols
@@ -63,7 +63,7 @@ class Lowering:
 
     graph: Graph
     target: Target
-    kernel_family: str = "auto"
+    kernel_family: Literal["auto"] | Family = "auto"
     strict: bool = False
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: Symbols = field(default_factory=Symbols)

@@ -112,7 +112,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
 def _family(low: Lowering, format_: WeightFormat, m: int | None) -> Family:
     """Prefill and decode graphs must agree on one packed form: the table is asked for a single row."""
     if low.kernel_family != "auto":
-        return low.kernel_family  # type: ignore[return-value]
+        return low.kernel_family
     return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
 
 

@@ -141,10 +141,6 @@ for _name, _function in {"and": R.logical_and, "or": R.logical_or, "xor": R.logi
     lowers(f"torch.aten.bitwise_{_name}.Tensor", f"torch.aten.bitwise_{_name}")(_logical(_function, only_bool=True))
 
 
-def _gelu_tanh(x: relax.Expr) -> relax.Expr:
-    return R.nn.gelu_tanh(x)
-
-
 _UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "abs": R.abs,
     "neg": R.negative,
@@ -180,7 +176,7 @@ for _name, _function in _UNARY.items():
 @lowers("torch.aten.gelu")
 def _gelu(low: Lowering, op: Any) -> Any:
     exact = constant(op.operation.operands[1]) == "none"
-    return _unary(low, op, R.nn.gelu if exact else _gelu_tanh)
+    return _unary(low, op, R.nn.gelu if exact else R.nn.gelu_tanh)
 
 
 @lowers("torch.aten.pow.Tensor_Scalar")

@@ -9,7 +9,7 @@ from tvm import relax, te, tirx
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.pointwise import embedding
 from .builder import Lowering, dtype_name, is_tensor
-from .pointwise import cast, operand
+from .pointwise import cast
 from .registry import DECLINED, lowers
 
 R = relax.op
@@ -305,6 +305,3 @@ def _bind(low: Lowering, op: Any) -> Any:
 @lowers("torch.symbolic_int")
 def _symbolic_int(low: Lowering, op: Any) -> Any:
     return None
-
-
-__all__ = ["operand", "permuted", "sliced"]

@@ -86,14 +86,27 @@ def test_values_are_what_was_asked_for(store: ParameterStore):
 def test_weights_are_packed_once_and_unpacked_instead_of_computed_again(store: ParameterStore):
     computed = []
     store.derive("q", ["a"], lambda t: computed.append(t) or quantize(t))
-    buffers = store.packed("q", "rows", lambda q: [q.codes.clone()])
-    assert store.packed("q", "rows", lambda q: [q.codes.clone()]) is buffers
-    assert len(computed) == 1
     original = store.quantized("q")
-    store.packed("q", "other", lambda q: [q.codes], lambda packed: replace(original, codes=packed[0]))
-    assert torch.equal(store.quantized("q").codes, buffers[0])
-    assert len(computed) == 3
+    assert not store.is_packed("q")
+
+    def pack() -> list[torch.Tensor]:
+        return [store.quantized("q").codes.clone()]
+
+    def unpack(buffers: list[torch.Tensor]) -> QuantizedWeight:
+        return replace(original, codes=buffers[0])
+
+    buffers = store.packed("q", "rows", pack, unpack)
+    assert store.packed("q", "rows", pack, unpack) is buffers
+    assert len(computed) == 2 and store.is_packed("q")
+    store.packed("q", "other", pack, unpack)
+    assert store.quantized("q").codes is buffers[0]
+    assert len(computed) == 2
     assert store.packed_bytes() == 2 * 24
+
+
+def test_a_derivation_says_how_and_from_what(store: ParameterStore):
+    store.derive("q", ["a"], quantize)
+    assert store.derivation("q") == (quantize, ("a",))
 
 
 def test_released_originals_are_gone_but_what_is_read_stays(store: ParameterStore):

@@ -9,8 +9,8 @@ import torch
 from lutra.ir.errors import QuantizationError, SelectorError
 from lutra.ir.quantization import WeightFormat, dequantize
 from lutra.ir.rewriting import operator_name, paths, quantized_format
+from lutra.ir.rounding import RoundToNearest
 from lutra.passes.registry import available_passes
-from lutra.passes.rounding import round_to_nearest
 from lutra.recipes.loading import load_recipe
 from torch import nn
 
@@ -52,7 +52,7 @@ def dequantized(
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and names(name):
-            rounded = dequantize(round_to_nearest(module.weight.detach(), format_, search))
+            rounded = dequantize(RoundToNearest(format_, search)(module.weight))
             module.weight = nn.Parameter(rounded.to(module.weight.dtype))
     return model
 
@@ -153,7 +153,7 @@ def test_weights_of_linears_that_share_them_are_quantised_once_each_format(inter
     backend = interpreted({"fuse": {}}, {"quantize-weights": {"bits": 4, "group_size": 64}})
     with torch.no_grad():
         got = torch.compile(model, backend=backend)(tokens)
-        rounded = dequantize(round_to_nearest(model.embed.weight, WeightFormat(4, 64)))
+        rounded = dequantize(RoundToNearest(WeightFormat(4, 64))(model.embed.weight))
         expected = model.embed(tokens) @ rounded.T
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 

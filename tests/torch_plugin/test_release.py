@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lutra.ir.quantization import WeightFormat, dequantize
-from lutra.passes.rounding import round_to_nearest
+from lutra.ir.rounding import RoundToNearest
 from torch import nn
 
 
@@ -33,8 +33,7 @@ def compile_(model: nn.Module, folder: Path, *passes: Any) -> Any:
 def test_graphs_compiled_after_the_release_use_the_packed_weights(tmp_path: Path):
     model = Pair()
     rounded = [
-        dequantize(round_to_nearest(w.detach(), WeightFormat(bits, 32)))
-        for w, bits in ((model.a.weight, 4), (model.b.weight, 2))
+        dequantize(RoundToNearest(WeightFormat(bits, 32))(w)) for w, bits in ((model.a.weight, 4), (model.b.weight, 2))
     ]
     biases = [model.a.bias.detach().clone(), model.b.bias.detach().clone()]
     compiled = compile_(

@@ -1,0 +1,118 @@
+"""Round-to-nearest quantisation of a weight matrix, with optional search of each group's range.
+
+Scales are rounded to float16, their stored form, before codes are computed, so that codes are nearest to what kernels
+use. This is the reference; `codegen/kernels/rounding.py` computes the same, fast.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from .errors import QuantizationError
+from .quantization import QuantizedWeight, WeightFormat
+
+_BLOCK_ELEMENTS = 1 << 18
+_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+SMALLEST_SCALE, LARGEST_SCALE = 6.104e-05, 65504.0
+"""float16's normal numbers: an all-zero group needs some scale, because codes are relative to it."""
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    """A weight `[N, K]` (floating point) -> `QuantizedWeight` in `format`.
+
+    range_search: per group, the candidate of `shrinks` with the least squared error."""
+
+    format: WeightFormat
+    range_search: bool = False
+
+    @property
+    def shrinks(self) -> tuple[float | None, ...]:
+        """Candidate ranges, in the order in which they are tried, as a share of the group's largest magnitude (or of
+        its min-max range). None: a scale from the mean magnitude, the default of 1 bit (+-mean) and of ternary
+        (BitNet b1.58's absmean)."""
+        of_mean = self.format.scheme == "ternary" or (self.format.bits == 1 and self.format.scheme == "symmetric")
+        if not self.range_search:
+            return (None,) if of_mean else (1.0,)
+        return (*_SHRINK, None) if of_mean else _SHRINK
+
+    @property
+    def levels(self) -> int:
+        """The highest code."""
+        return 2 if self.format.scheme == "ternary" else 2**self.format.bits - 1
+
+    def __call__(self, weight: torch.Tensor) -> QuantizedWeight:
+        """Quantise; raises `QuantizationError` when the groups do not divide K or a value is not finite."""
+        groups = self.format.groups(weight.shape[1])
+        require_finite(weight)
+        n, k = weight.shape
+        codes = torch.empty(n, k, dtype=torch.uint8)
+        scales = torch.empty(n, groups, dtype=torch.float16)
+        zeros = torch.empty(n, groups, dtype=torch.float16) if self.format.has_zero_points else None
+        rows = max(1, _BLOCK_ELEMENTS // k)  # memory stays bounded and the block in cache
+        for start in range(0, n, rows):
+            block = weight[start : start + rows].detach().float().reshape(-1, groups, k // groups)
+            q, s, z = self._quantize(block)
+            codes[start : start + rows] = q.reshape(-1, k)
+            scales[start : start + rows] = s.squeeze(-1)
+            if zeros is not None and z is not None:
+                zeros[start : start + rows] = z.squeeze(-1)
+        return QuantizedWeight(codes, scales, zeros, self.format)
+
+    def _quantize(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Codes uint8, scales float16, zero points float16 or None for `block [rows, groups, columns]`."""
+        if self.format.scheme == "asymmetric":
+            low, high = block.amin(-1, keepdim=True).clamp(max=0), block.amax(-1, keepdim=True).clamp(min=0)
+        else:
+            high = block.abs().amax(-1, keepdim=True)
+            low = -high
+        first, *others = self.shrinks
+        best = self._encode(block, *self._scale(block, low, high, first))
+        least = self._error(block, *best) if others else None
+        for shrink in others:
+            q, s, z = self._encode(block, *self._scale(block, low, high, shrink))
+            error = self._error(block, q, s, z)
+            assert least is not None
+            better = error < least
+            least = torch.where(better, error, least)
+            z_best = torch.where(better, z, best[2]) if z is not None and best[2] is not None else None
+            best = (torch.where(better, q, best[0]), torch.where(better, s, best[1]), z_best)
+        return best
+
+    def _scale(
+        self, block: torch.Tensor, low: torch.Tensor, high: torch.Tensor, shrink: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float16 scale and zero point of each group."""
+        if shrink is None:
+            mean = block.abs().mean(-1, keepdim=True)
+            scale = mean if self.format.scheme == "ternary" else 2 * mean
+        elif self.format.scheme == "ternary":
+            scale = high * shrink
+        else:
+            scale = (high - low) * shrink / self.levels
+        scale = scale.clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE).half()
+        if self.format.scheme != "asymmetric":
+            return scale, None
+        return scale, (-low * (shrink or 1.0) / scale.float()).clamp(max=self.levels).half()
+
+    def _encode(
+        self, block: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        shift = self.format.implicit_zero_point if zero is None else zero.float()
+        codes = block.div(scale.float()).add_(shift).round_().clamp_(0, self.levels).to(torch.uint8)
+        return codes, scale, zero
+
+    def _error(
+        self, block: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Sum of squares over each group."""
+        shift = self.format.implicit_zero_point if zero is None else zero.float()
+        return codes.float().sub_(shift).mul_(scale.float()).sub_(block).square_().sum(-1, keepdim=True)
+
+
+def require_finite(weight: torch.Tensor) -> None:
+    """Raise `QuantizationError` for NaN or infinity: one such value would spoil its whole group."""
+    weight = weight.detach()
+    if weight.numel() and not all(bool(bound.isfinite()) for bound in torch.aminmax(weight)):
+        bad = int((~weight.isfinite()).sum())
+        raise QuantizationError(f"{bad} of {weight.numel()} values are NaN or infinite and cannot be quantised")
