@@ -119,10 +119,11 @@ def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
         for i, shape in zip(graph.inputs, graph.input_shapes, strict=True)
     ]
     text = f"{graph.module}\n{graph.phase}\n{inputs}\n{sorted((str(s), r) for s, r in graph.symbol_ranges.items())}"
+    products = ", ".join(f"{dtype}: {target.product_dtype(dtype)}" for dtype in ("bfloat16", "float16"))
     return Key(
         {
             "graph": hashlib.sha256(text.encode()).hexdigest(),
-            "target": f"{target.name} {target.tvm_target()}",
+            "target": f"{target.name} {target.tvm_target()}, products in {products}",
             "options": f"family {options.kernel_family}, strict {options.strict}",
             "versions": _versions(),
         }

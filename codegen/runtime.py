@@ -5,6 +5,8 @@ Tensors cross without a copy. A result that shares memory with an argument is co
 ahead and would write over it.
 """
 
+import ctypes
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 import tvm_ffi
 
 from ..ir.operator_call import OperatorCall
+from .kernels.unpacked_linear import PRODUCT, scratch_rows
 
 _parse = cache(OperatorCall.from_json)
 
@@ -39,18 +42,55 @@ def _torch_call(text: str, *values: Any) -> Any:
 
 
 def _linear(bias: bool, residual: bool) -> Callable[..., None]:
-    """`out = x W^T (+ bias) (+ residual)`; x `[M, K]`, W `[N, K]`."""
+    """`out = x W^T (+ bias) (+ residual)`; x `[M, K]`, W `[N, K]`, converted to x's dtype if it has another."""
 
     def run(*values: Any) -> None:
         x, weight, *extra, out = (_to_torch(v) for v in values)
-        if bias:
-            torch.addmm(extra[0], x, weight.t(), out=out)
-        else:
-            torch.mm(x, weight.t(), out=out)
+        rows = scratch_rows(weight.shape[1], x.element_size()) if x.dtype is torch.float32 else max(len(weight), 1)
+        for first in range(0, len(weight), rows):
+            part = slice(first, first + rows)
+            _product(x, weight[part].to(x.dtype), extra[0][part] if bias else None, out[:, part])
         if residual:
             out.add_(extra[-1])
 
     return run
+
+
+def _product_of_rows(
+    compute: str, dtype: str, bias: str, residual: int, m: int, n: int, k: int, first: int, count: int, *pointers: Any
+) -> None:
+    """Columns `first : first + count` of `out = x W^T (+ bias) (+ residual)`, from those rows of W.
+
+    `kernels/unpacked_linear.py` calls it with the addresses of x, the rows, out and what there is of the rest."""
+    x = _at(pointers[0], (m, k), compute)
+    matrix = _at(pointers[1], (count, k), compute)
+    part = slice(first, first + count)
+    out = _at(pointers[2], (m, n), dtype)[:, part]
+    _product(x, matrix, _at(pointers[3], (n,), bias)[part] if bias else None, out)
+    if residual:
+        out.add_(_at(pointers[-1], (m, n), dtype)[:, part])
+
+
+def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+    """`out = x matrix^T (+ bias)`, rounded once if `out` is of fewer bits."""
+    same = out.dtype == x.dtype
+    if bias is not None:
+        result = torch.addmm(bias.to(x.dtype), x, matrix.t(), **({"out": out} if same else {}))
+    else:
+        result = torch.mm(x, matrix.t(), **({"out": out} if same else {}))
+    if not same:
+        out.copy_(result)
+
+
+def _at(pointer: Any, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
+    """The compact tensor at an address, which stays its owner's."""
+    type_ = getattr(torch, dtype)
+    size = math.prod(shape)
+    if size == 0:
+        return torch.empty(shape, dtype=type_)
+    return torch.frombuffer((ctypes.c_byte * (size * type_.itemsize)).from_address(pointer.value), dtype=type_).view(
+        shape
+    )
 
 
 def _attention(causal: bool, masked: bool, merged: bool) -> Callable[..., Any]:
@@ -72,6 +112,7 @@ def register() -> None:
     """Make the functions known to TVM, once per process."""
     functions: dict[str, Callable[..., Any]] = {"lutra.torch_call": _torch_call}
     flags = (False, True)
+    functions[PRODUCT] = _product_of_rows
     for bias in flags:
         for residual in flags:
             name = "linear" + "_bias" * bias + "_residual" * residual

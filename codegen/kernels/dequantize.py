@@ -1,89 +1,71 @@
-"""A packed weight back as a dense matrix, for products with many rows, which a library computes best.
+"""A packed weight back as rows of a dense matrix, for products with many rows, which a library computes best.
 
 A row's codes of 16 columns are shifted out of copies of the few bytes that hold them, each lane by its own amount."""
 
-from functools import cache
 from typing import Any
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import Expr, Target
-from .function import kernel
 from .packing import BLOCK_ROWS, TILE_ROWS, UNIT, PackedLayout, quad_fields
 from .vector_math import integer, vector_type
 
-LANES = 16
+LANES = TILE_ROWS
+_TILES = BLOCK_ROWS // TILE_ROWS
 
 
-@cache
-def dequantize(layout: PackedLayout, target: Target, dtype: str) -> tirx.PrimFunc:
-    """`(packed, scales[, zeros], out [N, K] in dtype)`: `s * (q - z)`, computed in float32 and rounded once."""
-    rows, columns = layout.n, layout.k
+def dequantize_tile(
+    layout: PackedLayout, target: Target, dtype: str, weight: list[Any], out: Any, first: Expr, number: Expr
+) -> None:
+    """Emit the unpacking of tile `first + number` (16 rows) into rows `16 * number...` of `out [.., K]`.
+
+    weight: packed, scales and, for asymmetric formats, zero points. Values are `s * (q - z)`, computed in float32 and
+    rounded once to `dtype`. Rows of padding past N are written like others."""
+    packed, scales, *zeros = weight
     units = layout.activation_group // UNIT if not layout.per_channel else layout.units
+    tile = T.bind(first + number)
+    block, tile_in_block = T.bind(tile // _TILES), T.bind(tile % _TILES)
+    factors = T.alloc_buffer((2, TILE_ROWS), "float32")
+    with T.serial(0, layout.groups) as g:
+        _row_factors(factors, layout, target, scales, zeros, block, g, tile_in_block * TILE_ROWS)
+        with T.serial(0, units) as i, T.serial(0, TILE_ROWS) as local:
+            unit, row = g * units + i, number * TILE_ROWS + local
+            scale, offset = (T.bind(factors[part, local]) for part in range(2))
+            for side in range(2):
+                codes = _codes(layout, packed, block, unit, tile_in_block * 64, local, side)
+                value = T.Cast("float32x16", codes) * T.broadcast(scale, LANES) - T.broadcast(offset, LANES)
+                if dtype != "float32":
+                    value = T.Cast(vector_type(dtype, LANES), value)
+                _store(out, value, dtype, row, unit * UNIT + side * LANES, layout.k)
 
-    def body(packed: Any, scales: Any, *rest: Any) -> None:
-        *zeros, out = rest
-        with T.parallel(0, layout.blocks) as block:
-            factors = T.alloc_buffer((2, BLOCK_ROWS), "float32")
-            with T.serial(0, layout.groups) as g:
-                _row_factors(factors, layout, target, scales, zeros, block, g)
-                with (
-                    T.serial(0, BLOCK_ROWS // TILE_ROWS) as tile,
-                    T.serial(0, units) as i,
-                    T.serial(0, TILE_ROWS) as local,
-                ):
-                    row = block * BLOCK_ROWS + tile * TILE_ROWS + local
-                    unit = g * units + i
-                    if rows % BLOCK_ROWS:
-                        with T.If(row < rows), T.Then():
-                            unpack(packed, out, factors, block, unit, tile, local, row)
-                    else:
-                        unpack(packed, out, factors, block, unit, tile, local, row)
 
-    def unpack(
-        packed: Any, out: Any, factors: Any, block: Expr, unit: Expr, tile: Expr, local: Expr, row: Expr
-    ) -> None:
-        scale, offset = (T.bind(factors[part, tile * TILE_ROWS + local]) for part in range(2))
-        for side in range(2):
-            codes = _codes(layout, packed, block, unit, tile * 64, local, side)
-            value = T.Cast("float32x16", codes) * T.broadcast(scale, LANES) - T.broadcast(offset, LANES)
-            if dtype != "float32":
-                value = T.Cast(vector_type(dtype, LANES), value)
-            first = unit * UNIT + side * LANES
-            if columns % UNIT == 0:
-                T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
-                continue
-            with T.If(first + LANES <= columns):
-                with T.Then():
-                    T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
-                with T.Else():
-                    edge = T.alloc_buffer((LANES,), dtype)
-                    T.buffer_store(edge, value, [T.ramp(0, 1, LANES)])
-                    with T.serial(0, LANES) as lane, T.If(first + lane < columns), T.Then():
-                        T.buffer_store(out, edge[lane], [row, first + lane])
-
-    arguments = [
-        (layout.packed_shape, "uint8"),
-        *[(layout.scales_shape, "float16")] * (2 if layout.format.has_zero_points else 1),
-        ((rows, columns), dtype),
-    ]
-    return kernel(arguments, body)
+def _store(out: Any, value: Expr, dtype: str, row: Expr, first: Expr, columns: int) -> None:
+    """16 columns from `first` on, as many as there are."""
+    if columns % UNIT == 0:
+        T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
+        return
+    with T.If(first + LANES <= columns):
+        with T.Then():
+            T.buffer_store(out, value, [row, T.ramp(first, 1, LANES)])
+        with T.Else():
+            edge = T.alloc_buffer((LANES,), dtype)
+            T.buffer_store(edge, value, [T.ramp(0, 1, LANES)])
+            with T.serial(0, LANES) as lane, T.If(first + lane < columns), T.Then():
+                T.buffer_store(out, edge[lane], [row, first + lane])
 
 
 def _row_factors(
-    factors: Any, layout: PackedLayout, target: Target, scales: Any, zeros: list[Any], block: Expr, g: Expr
+    factors: Any, layout: PackedLayout, target: Target, scales: Any, zeros: list[Any], block: Expr, g: Expr, row: Expr
 ) -> None:
-    """`factors[0] = s`, `factors[1] = s * z` of the 64 rows of a block."""
-    for start in range(0, BLOCK_ROWS, LANES):
-        at = T.ramp(start, 1, LANES)
-        scale = T.bind(target.half_to_float(scales[block, g, at], LANES))
-        if zeros:
-            zero = target.half_to_float(zeros[0][block, g, at], LANES)
-        else:
-            zero = T.broadcast(T.float32(layout.format.implicit_zero_point), LANES)
-        T.buffer_store(factors, scale, [0, at])
-        T.buffer_store(factors, scale * zero, [1, at])
+    """`factors[0] = s`, `factors[1] = s * z` of the 16 rows of a block that begin at `row`."""
+    at, every = T.ramp(row, 1, LANES), T.ramp(0, 1, LANES)
+    scale = T.bind(target.half_to_float(scales[block, g, at], LANES))
+    if zeros:
+        zero = target.half_to_float(zeros[0][block, g, at], LANES)
+    else:
+        zero = T.broadcast(T.float32(layout.format.implicit_zero_point), LANES)
+    T.buffer_store(factors, scale, [0, every])
+    T.buffer_store(factors, scale * zero, [1, every])
 
 
 def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Expr, local: Expr, side: int) -> Expr:

@@ -2,8 +2,8 @@
 
 A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for
 all linears that
-read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows the weight is
-unpacked into a matrix and multiplied by torch's library.
+read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows torch's
+library multiplies by parts of the weight that were unpacked a moment before.
 """
 
 from typing import Any
@@ -14,11 +14,11 @@ from ...ir.quantization import WeightFormat
 from ...ir.rewriting import parameter_symbol, quantized_format
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
-from ..kernels.dequantize import dequantize
 from ..kernels.lowbit_linear import low_bit_linear
 from ..kernels.norms import norm
 from ..kernels.packing import PackedLayout
 from ..kernels.pointwise import gated_mlp
+from ..kernels.unpacked_linear import unpacked_linear
 from ..targets.base import Family
 from .builder import Deferred, Lowering, dtype_name
 from .registry import DECLINED, lowers
@@ -73,15 +73,21 @@ def _dense(low: Lowering, op: Any) -> Any:
         weight = low.weight(symbol, (n, k), low.dtype(op.weight), view)
         result = low.kernel("dense_linear", function, [x, weight, *extra], type_)
     else:
-        result = _library_linear(low, x, low[op.weight], op, extra, type_)
+        compute = low.target.product_dtype(dtype)
+        name = "linear" + ("_bias" if op.bias is not None else "") + ("_residual" if op.residual is not None else "")
+        result = low.library(name, [_for_product(low, op.x, k, compute), low[op.weight], *extra], type_)
     return low.reshape(result, low.sizes(out))
 
 
-def _library_linear(
-    low: Lowering, x: relax.Var, weight: relax.Var, op: Any, extra: list[relax.Var], type_: Any
-) -> relax.Var:
-    name = "linear" + ("_bias" if op.bias is not None else "") + ("_residual" if op.residual is not None else "")
-    return low.library(name, [x, weight, *extra], type_)
+def _for_product(low: Lowering, x: Any, k: int, dtype: str) -> relax.Var:
+    """`x` as a matrix in `dtype`, converted once for all linears that read it."""
+    rows = low.rows(x)
+    if dtype_name(low.dtype(x)) == dtype:
+        return low.flat(low[x], rows, k)
+    key = ("product input", x, dtype)
+    if key not in low.memo:
+        low.memo[key] = low.emit(relax.op.astype(low.flat(low[x], rows, k), dtype))
+    return low.memo[key]
 
 
 def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFormat]) -> Any:
@@ -96,16 +102,17 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     family = _family(low, format_, m if small else None)
     layout = PackedLayout.create(family, format_, n, k, low.target)
     weight = low.packed(symbol, layout)
+    bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     if small:
         static = m if m is not None and m <= 8 else None
         activations = _precomputed(low, x, family, layout, static)
-        bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
         function = low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None)
         result = low.kernel(f"{family}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
     else:
-        matrix = relax.TensorType([n, k], dtype)
-        dense = low.kernel("dequantize", dequantize(layout, low.target, dtype), weight, matrix)
-        result = _library_linear(low, low.flat(low[x], rows, k), dense, op, extra, type_)
+        compute = low.target.product_dtype(dtype)
+        function = unpacked_linear(layout, low.target, dtype, compute, bias, op.residual is not None)
+        operands = [_for_product(low, x, k, compute), *weight, *extra]
+        result = low.kernel(f"unpack_{format_.describe()}+torch:linear", function, operands, type_)
     return low.reshape(result, low.sizes(op.out))
 
 

@@ -45,6 +45,7 @@ AVX512 = Avx512(
     features=("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"),
     vector_bits=512,
     slot_order={"lookup": "row", "dot": "row"},
+    half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server"},
     # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.4, 0.4, 0.4; 2 bits
     # 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7. At one row from

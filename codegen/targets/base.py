@@ -57,6 +57,8 @@ class Target(ABC):
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
     rows_at_once: int = 4
     """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
+    half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Half-precision dtype -> the LLVM feature of machines whose matrix products in it are faster than float32's."""
     lookup_up_to: tuple[int, int] = (0, 0)
     """Most bits at which lookup kernels are the faster family: with one row of activations, with more."""
 
@@ -114,6 +116,13 @@ class Target(ABC):
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
         """float16 to float32, `lanes` of them."""
         return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
+
+    def product_dtype(self, dtype: str) -> str:
+        """The dtype in which a library multiplies matrices of `dtype` fastest on this machine: itself, or float32."""
+        if dtype not in ("bfloat16", "float16"):
+            return dtype
+        feature = self.half_products.get(dtype)
+        return dtype if feature is not None and llvm_cpu_has_features([feature], host()) else "float32"
 
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
         """The family of kernels that is faster for `m` rows of activations (None: many)."""

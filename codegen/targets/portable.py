@@ -56,6 +56,7 @@ PORTABLE = Portable(
     features=(),
     vector_bits=128,
     slot_order={"lookup": "table", "dot": "table"},
+    half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
     rows_at_once=1,  # sixteen scalar loads a lookup: more rows only make the code long
 )
