@@ -46,10 +46,15 @@ def _linear(bias: bool, residual: bool) -> Callable[..., None]:
 
     def run(*values: Any) -> None:
         x, weight, *extra, out = (_to_torch(v) for v in values)
-        rows = scratch_rows(weight.shape[1], x.element_size()) if x.dtype is torch.float32 else max(len(weight), 1)
-        for first in range(0, len(weight), rows):
+        n, k = weight.shape
+        rows = min(scratch_rows(k, 4), n) if x.dtype is torch.float32 and n else max(n, 1)
+        scratch = None if weight.dtype == x.dtype else torch.empty(rows, k, dtype=x.dtype)
+        for first in range(0, n, rows):
             part = slice(first, first + rows)
-            _product(x, weight[part].to(x.dtype), extra[0][part] if bias else None, out[:, part])
+            matrix = weight[part]
+            if scratch is not None:
+                matrix = scratch[: len(matrix)].copy_(matrix)
+            _product(x, matrix, extra[0][part] if bias else None, out[:, part])
         if residual:
             out.add_(extra[-1])
 
@@ -72,13 +77,13 @@ def _product_of_rows(
 
 
 def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
-    """`out = x matrix^T (+ bias)`, rounded once if `out` is of fewer bits."""
-    same = out.dtype == x.dtype
+    """`out = x matrix^T (+ bias)`, rounded once if `out` has fewer bits than x."""
+    result = out if out.dtype == x.dtype else torch.empty(out.shape, dtype=x.dtype)
     if bias is not None:
-        result = torch.addmm(bias.to(x.dtype), x, matrix.t(), **({"out": out} if same else {}))
+        torch.addmm(bias.to(x.dtype), x, matrix.t(), out=result)
     else:
-        result = torch.mm(x, matrix.t(), **({"out": out} if same else {}))
-    if not same:
+        torch.mm(x, matrix.t(), out=result)
+    if result is not out:
         out.copy_(result)
 
 
