@@ -53,16 +53,19 @@ SHAPES = {
 }
 
 
-def random_model(shape: str) -> LlamaForCausalLM:
-    """A bfloat16 Llama with normal weights of deviation 0.02, made in about a second a billion.
+def empty_model(shape: str) -> LlamaForCausalLM:
+    """A bfloat16 Llama without values (on `meta`): all that is imported for a model is, and it takes no memory."""
+    with torch.device("meta"):
+        return LlamaForCausalLM(SHAPES[shape]).bfloat16().eval()
+
+
+def fill(model: LlamaForCausalLM) -> None:
+    """Normal weights of deviation 0.02, made in about a second a billion.
 
     One block of random numbers fills all matrices; its length shares no factor with theirs, so that no two rows are
     the same."""
-    config = SHAPES[shape]
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).bfloat16()
     model.to_empty(device="cpu")
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its table is a buffer that `to_empty` lost
+    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its table is a buffer that `to_empty` lost
     block = (torch.randn((1 << 20) + 7, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     for parameter in model.parameters():
         if parameter.dim() == 1:
@@ -71,7 +74,6 @@ def random_model(shape: str) -> LlamaForCausalLM:
         flat, size = parameter.data.view(-1), len(block)
         for start in range(0, len(flat), size):
             flat[start : start + size] = block[: len(flat) - start]
-    return model.eval()
 
 
 class Engine:
@@ -79,8 +81,9 @@ class Engine:
 
     def __init__(self, name: str, shape: str, prompt: int, new_tokens: int, threads: int) -> None:
         torch.set_num_threads(threads)
+        self._model = empty_model(shape)
         self._bare = resident()
-        self._model = random_model(shape)
+        fill(self._model)
         self._ids = torch.randint(0, SHAPES[shape].vocab_size, (1, prompt), generator=torch.Generator().manual_seed(1))
         self._new_tokens = new_tokens
         self._lutra = name not in ("eager", "inductor")

@@ -1,6 +1,11 @@
 """`release_weights`: give the memory of original weights back once every graph reads their packed form."""
 
+import ctypes
+import gc
+import mmap
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import torch
 
@@ -9,13 +14,17 @@ from ..ir.graph import Graph
 from ..ir.params import ParameterStore
 
 _fillers: dict[torch.dtype, torch.Tensor] = {}
+_MARKED_BYTES = 1 << 14
+"""What is filled of a filler: the first rows of any weight. The rest is address space that nobody touches, and takes no
+memory."""
+_COMPILER_LIBRARIES = ("libtvm_compiler.so", "libTorchMLIRAggregateCAPI.so")
 
 
 def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[str]:
     """Release every original that no graph reads as a plain tensor; returns their names.
 
     A released `nn.Parameter` keeps shape, strides and dtype (compiled graphs are guarded on them) but shares one
-    NaN-filled buffer with all the others: eager use shows at once instead of giving a wrong answer."""
+    buffer, which begins with NaN, with all the others: eager use shows at once instead of giving a wrong answer."""
     read = {op.sym.value for graph in graphs for op in graph.operations if isinstance(op, ParamOp)}
     plain = {name for name in read if store.original(name) is not None}
     tensors = {name: tensor for name in store.originals() if (tensor := store.original(name)) is not None}
@@ -23,12 +32,14 @@ def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[st
     for name in sorted(gone, key=lambda n: -tensors[n].numel()):  # the largest first: one filler then serves all
         tensor = tensors[name]
         if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
-            tensor.data = _nan_like(tensor)
+            tensor.data = _unreadable_like(tensor)
+    _return_free_memory()
     return gone
 
 
-def _nan_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor of NaN with `tensor`'s shape, strides and dtype over a buffer shared by all that need no larger one."""
+def _unreadable_like(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with `tensor`'s shape, strides and dtype, NaN where it begins, over a buffer shared by all that need no
+    larger one."""
     size = (
         1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
         if tensor.numel()
@@ -36,5 +47,22 @@ def _nan_like(tensor: torch.Tensor) -> torch.Tensor:
     )
     filler = _fillers.get(tensor.dtype)
     if filler is None or filler.numel() < size:
-        filler = _fillers[tensor.dtype] = torch.full((size,), float("nan"), dtype=tensor.dtype, device=tensor.device)
+        filler = _fillers[tensor.dtype] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+        filler[: _MARKED_BYTES // tensor.element_size()] = torch.nan
     return filler.as_strided(tensor.shape, tensor.stride())
+
+
+def _return_free_memory() -> None:
+    """Hand back to the system what the allocator holds free, and the compiler's code (about 100 MB of TVM and MLIR),
+    which is read from its files again when something is compiled. For glibc on Linux; elsewhere nothing is done."""
+    gc.collect()
+    library = ctypes.CDLL(None, use_errno=True)
+    if not sys.platform.startswith("linux") or not hasattr(library, "malloc_trim"):
+        return
+    library.malloc_trim(0)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        # Code alone: it is never written to, while read-only data holds relocated addresses that no file has.
+        if len(fields) == 6 and fields[1] == "r-xp" and Path(fields[5]).name in _COMPILER_LIBRARIES:
+            start, end = (int(address, 16) for address in fields[0].split("-"))
+            library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)

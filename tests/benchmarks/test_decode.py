@@ -38,7 +38,9 @@ def test_engines_take_turns_in_processes_of_their_own_and_figures_go_to_a_file(t
 
 
 def test_random_weights_are_spread_as_those_of_a_model_and_no_two_rows_are_the_same(decode: ModuleType):
-    model = decode.random_model("tiny")
+    model = decode.empty_model("tiny")
+    assert all(p.is_meta for p in model.parameters())
+    decode.fill(model)
     for parameter in model.parameters():
         assert parameter.dtype == torch.bfloat16 and parameter.isfinite().all()
         if parameter.dim() == 2:

@@ -46,7 +46,8 @@ def test_graphs_compiled_after_the_release_use_the_packed_weights(tmp_path: Path
         x = torch.randn(rows, 64)
         with torch.no_grad():
             outputs = compiled(x)
-        assert model.a.weight.isnan().all() and model.b.weight.isnan().all()
+        with torch.no_grad():  # eager use shows at once
+            assert all(layer(x).isnan().any() for layer in (model.a, model.b))
         for got, weight, bias in zip(outputs, rounded, biases, strict=True):
             expected = x @ weight.T + bias
             # Kernels quantise activations to 8 bits.

@@ -70,6 +70,6 @@ def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, targe
 
 def test_scratch_is_whole_blocks_and_bounded_where_it_can_be(monkeypatch):
     monkeypatch.undo()
-    assert scratch_rows(2048, 4) == 512
-    assert scratch_rows(8192, 4) == 128
+    assert scratch_rows(2048, 4) == 1024
+    assert scratch_rows(8192, 4) == 256
     assert scratch_rows(1 << 20, 4) == 64
