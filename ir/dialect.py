@@ -9,6 +9,7 @@ size, K input and N output features.
 # No `from __future__ import annotations` here: the base class reads the annotations as types.
 # Its keywords (`name`, `traits`) are out of pyright's sight.
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -319,5 +320,8 @@ class AttentionOp(Lutra.Operation, name="attention", traits=[Pure]):
 
 def load_dialect(context: Context) -> None:
     """Register the dialect in `context`, once per context."""
+    # Whenever an operation is read the bindings look for its dialect in their own package, and do not remember that
+    # they found none: without this entry that was half the time of all passes.
+    sys.modules.setdefault(f"{ext.__package__}.{Lutra.DIALECT_NAMESPACE}", sys.modules[__name__])
     with context:
         Lutra.load()

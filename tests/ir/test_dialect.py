@@ -1,5 +1,6 @@
 """The `lutra` dialect: what its verifiers refuse, and that its text is read back as it was written."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -127,3 +128,18 @@ def test_symbolic_sizes_fit_everything(parse: Callable[..., Graph]):
     listed = ", ".join(f"{key} = {value}" for key, value in ATTENTION.items())
     body = f'%r = "lutra.attention"(%q, %q, %q) {{{listed}}} : ({any_}, {any_}, {any_}) -> {tensor("?", "?", "?")}'
     parse(f"{body}\nreturn %r : {tensor('?', '?', '?')}", f"%q: {any_}", tensor("?", "?", "?"))
+
+
+def test_reading_operations_looks_for_no_module(parse: Callable[..., Graph], monkeypatch: pytest.MonkeyPatch):
+    """The bindings search their own package for our dialect whenever an operation is read, if they may."""
+    asked: list[str] = []
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            asked.append(name)
+
+    graph = parse(f'%w = "lutra.param"() {{sym = "p"}} : () -> {tensor(8)}\nreturn %w : {tensor(8)}', "", tensor(8))
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    assert [op.operation.name for op in graph.operations] == ["lutra.param", "func.return"]
+    assert not [name for name in asked if "lutra" in name]
