@@ -17,6 +17,8 @@ from .vector_math import reduce_lanes, rounded, widened
 LANES = 16
 ROWS = 4
 """Rows of the weight that one step of the inner loop reads: four memory streams a thread."""
+ROWS_OF_X = 4
+"""Rows of x that share one reading of these, as accumulators in registers; further ones find the weight in the cache."""
 
 
 @cache
@@ -43,23 +45,23 @@ def dense_linear(
         odd = words & T.broadcast(T.uint32(0xFFFF0000), LANES)
         return [T.reinterpret("float32x16", even), T.reinterpret("float32x16", odd)]
 
-    def step(weight: Any, x: Any, acc: Any, block: Any, c: Any) -> None:
+    def step(weight: Any, x: Any, acc: Any, block: Any, rows: range, c: Any) -> None:
         for row in range(ROWS):
             parts = weight_columns(weight, T.min(block * ROWS + row, n - 1), c * chunk)
-            for i in range(m):
-                value = acc[i * ROWS + row, T.ramp(0, 1, LANES)]
+            for number, i in enumerate(rows):
+                value = acc[number * ROWS + row, T.ramp(0, 1, LANES)]
                 for half, part in enumerate(parts):
                     value = value + part * x[i, half, T.ramp(c * LANES, 1, LANES)]
-                T.buffer_store(acc, value, [i * ROWS + row, T.ramp(0, 1, LANES)])
+                T.buffer_store(acc, value, [number * ROWS + row, T.ramp(0, 1, LANES)])
 
-    def finish(acc: Any, out: Any, extra: list[Any], block: Any) -> None:
+    def finish(acc: Any, out: Any, extra: list[Any], block: Any, rows: range) -> None:
         for row in range(ROWS):
             with T.If(block * ROWS + row < n), T.Then():
-                for i in range(m):
-                    column, lanes = block * ROWS + row, acc[i * ROWS + row, T.ramp(0, 1, LANES)]
+                for number, i in enumerate(rows):
+                    column, lanes = block * ROWS + row, acc[number * ROWS + row, T.ramp(0, 1, LANES)]
                     value = rounded(reduce_lanes(lambda a, b: a + b, lanes, "float32", LANES), dtype, 1)
-                    for number, operand in enumerate(extra):
-                        added = operand[column] if bias and number == 0 else operand[i, column]
+                    for position, operand in enumerate(extra):
+                        added = operand[column] if bias and position == 0 else operand[i, column]
                         value = rounded(value + widened(added, 1), dtype, 1)
                     T.buffer_store(out, T.Cast(dtype, value), [i, column])
 
@@ -72,12 +74,14 @@ def dense_linear(
                 source = c * chunk + (2 * lane + half if packed else lane)
                 T.buffer_store(spread, T.Cast("float32", x[i, source]), [i, half, c * LANES + lane])
         with T.parallel(0, blocks) as block:
-            acc = T.alloc_buffer((m * ROWS, LANES), "float32")
-            for index in range(m * ROWS):
-                T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
-            with T.serial(0, k // chunk) as c:
-                step(weight, spread, acc, block, c)
-            finish(acc, out, extra, block)
+            acc = T.alloc_buffer((min(m, ROWS_OF_X) * ROWS, LANES), "float32")
+            for first in range(0, m, ROWS_OF_X):
+                rows = range(first, min(first + ROWS_OF_X, m))
+                for index in range(len(rows) * ROWS):
+                    T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
+                with T.serial(0, k // chunk) as c:
+                    step(weight, spread, acc, block, rows, c)
+                finish(acc, out, extra, block, rows)
 
     extra = [*([((n,), bias)] if bias else []), *([((m, n), dtype)] if residual else [])]
     return kernel([((m, k), dtype), ((n, k), stored), *extra, ((m, n), dtype)], body)

@@ -24,9 +24,7 @@ from .builder import Deferred, Lowering, dtype_name
 from .registry import DECLINED, lowers
 
 SMALL_M = 16
-"""Rows up to which weights are multiplied in packed form."""
-DENSE_M = 4
-"""Rows up to which floating-point weights are read by our own kernel."""
+"""Rows up to which our own kernels read the weight, as it lies in memory, once."""
 
 
 @lowers("lutra.linear")
@@ -66,7 +64,7 @@ def _dense(low: Lowering, op: Any) -> Any:
     extra = _epilogue(low, op, rows, n)
     floats = ("float32", "bfloat16", "float16")
     function = None
-    if symbol is not None and isinstance(rows, int) and rows <= DENSE_M and dtype in floats and weight_dtype in floats:
+    if symbol is not None and isinstance(rows, int) and rows <= SMALL_M and dtype in floats and weight_dtype in floats:
         function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None)
     if symbol is not None and function is not None:
         view = low.bits_view(low.dtype(op.weight))
