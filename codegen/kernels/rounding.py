@@ -1,5 +1,4 @@
-"""Round-to-nearest quantisation as one kernel: what `ir/rounding.py` defines, a group at a time, all candidate ranges
-in one pass over it.
+"""Round-to-nearest quantisation as one kernel: what `ir/rounding.py` defines, a group at a time.
 
 Candidates are compared with reciprocals and another order of summation than the reference's, so that of two ranges
 with nearly equal errors either may win; scales and codes of the range that won are computed in the reference's own
@@ -123,20 +122,17 @@ def _nearest(rule: RoundToNearest, value: Expr) -> Expr:
 
 def _least_error(rule: RoundToNearest, x: Any, columns: int, scale: Any, inverse: Any, zero: Any) -> Expr:
     """Number of the candidate with the least squared error, the first of equals."""
-    every, candidates = T.ramp(0, 1, LANES), range(len(rule.shrinks))
-    errors = [T.alloc_buffer((LANES,), "float32") for _ in candidates]
-    for error in errors:
+    every = T.ramp(0, 1, LANES)
+    choice, least = T.alloc_buffer((1,), "int32"), T.alloc_buffer((1,), "float32")
+    for c in range(len(rule.shrinks)):
+        s, r, z = (T.bind(T.broadcast(parameter[c], LANES)) for parameter in (scale, inverse, zero))
+        error = T.alloc_buffer((LANES,), "float32")
         T.buffer_store(error, constant(0.0, LANES), [every])
-    with T.serial(0, columns // LANES) as i:
-        value = T.bind(x[T.ramp(i * LANES, 1, LANES)])
-        for c, error in zip(candidates, errors, strict=True):
-            s, r, z = (T.broadcast(parameter[c], LANES) for parameter in (scale, inverse, zero))
+        with T.serial(0, columns // LANES) as i:
+            value = T.bind(x[T.ramp(i * LANES, 1, LANES)])
             q = T.Cast("float32x16", _nearest(rule, value * r + z))
             difference = T.bind((q - z) * s - value)
             T.buffer_store(error, error[every] + difference * difference, [every])
-    choice = T.alloc_buffer((1,), "int32")
-    least = T.alloc_buffer((1,), "float32")
-    for c, error in zip(candidates, errors, strict=True):
         total = T.bind(reduce_lanes(lambda a, b: a + b, error[every], "float32", LANES))
         with T.If(True if c == 0 else total < least[0]), T.Then():
             T.buffer_store(choice, T.int32(c), [0])
