@@ -18,7 +18,7 @@ LANES = 16
 ROWS = 4
 """Rows of the weight that one step of the inner loop reads: four memory streams a thread."""
 ROWS_OF_X = 4
-"""Rows of x that share one reading of these, as accumulators in registers; further ones find the weight in the cache."""
+"""Rows of x that share one reading of these, with accumulators in registers; others find the weight in the cache."""
 
 
 @cache
