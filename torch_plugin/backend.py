@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from .capture import capture, needs_gradient
+from .growing_caches import trace_for_any_cache_length
 from .model_state import ModelState, state_for
 from .options import Options
 
@@ -44,6 +45,7 @@ def lutra(
             "(call the model under torch.no_grad() or torch.inference_mode() for inference)",
         )
         return torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+    trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
     return capture(gm, example_inputs, state.store, state.compile)
 

@@ -1,6 +1,6 @@
 """Dynamo's graph -> AOTAutograd (inference, composites kept whole) -> `ir.Graph`.
 
-What leans on private torch interfaces is named in `_keep_composites`; `tests/torch_plugin/test_capture.py` guards it.
+What leans on private torch interfaces is named in `_keep_composites`; `tests/torch_plugin/test_backend.py` guards it.
 """
 
 import re
