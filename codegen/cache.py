@@ -115,7 +115,11 @@ def _read(folder: Path) -> Entry | None:
 def _write(place: Path, key: Key, manifest: Mapping[str, Any], export: Callable[[Path], None]) -> Entry:
     scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=place))
     try:
-        export(scratch / LIBRARY)
+        # Linked elsewhere and copied: a full disk is then an `OSError`, not whatever the linker says about it.
+        linked = _temporary() / f"{key.digest}-{LIBRARY}"
+        export(linked)
+        shutil.copyfile(linked, scratch / LIBRARY)
+        linked.unlink()
         checksum = hashlib.sha256((scratch / LIBRARY).read_bytes()).hexdigest()
         text = json.dumps({"key": dict(key.parts), "checksum": checksum, "content": manifest})
         (scratch / MANIFEST).write_text(text)

@@ -25,7 +25,7 @@ _POINTER = "__TVMBackendParallelLaunch"
 
 def use_torch_threads(library: Path) -> bool:
     """Point the parallel loops of a loaded `library` at torch's pool; False when no launcher could be built."""
-    launcher = _launcher(library.parent)
+    launcher = _launcher(library.parent.parent)  # beside the entries of a cache
     if launcher is None:
         return False
     try:
@@ -38,18 +38,20 @@ def use_torch_threads(library: Path) -> bool:
 
 @cache
 def _launcher(folder: Path) -> ctypes.CDLL | None:
+    """The launcher in `folder`, built if need be; in a temporary folder where that one takes no more files."""
     source = resources.files(__package__ or __name__).joinpath("parallel.c").read_bytes()
-    target = folder / f"parallel-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    try:
-        if not target.exists():
-            _compile(source, target)
-        return ctypes.CDLL(str(target))
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", b"") or str(error)
-        logger.warning(
-            "kernels run on TVM's own threads beside torch's: the OpenMP launcher cannot be built: %s", detail
-        )
-        return None
+    name = f"parallel-{hashlib.sha256(source).hexdigest()[:16]}.so"
+    detail: Exception | bytes | str = ""
+    for place in (lambda: folder, lambda: Path(tempfile.mkdtemp(prefix="lutra-"))):
+        try:
+            target = place() / name
+            if not target.exists():
+                _compile(source, target)
+            return ctypes.CDLL(str(target))
+        except (OSError, subprocess.CalledProcessError) as error:
+            detail = getattr(error, "stderr", b"") or error
+    logger.warning("kernels run on TVM's own threads beside torch's: the OpenMP launcher cannot be built: %s", detail)
+    return None
 
 
 def _compile(source: bytes, target: Path) -> None:

@@ -154,8 +154,8 @@ def constant_list(value: Value) -> list[Any] | None:
 
 
 def single_use(value: Value) -> bool:
-    """True when exactly one operand reads `value`."""
-    return len(list(value.uses)) == 1
+    """True when exactly one operand reads `value`; what only states its shape does not count."""
+    return sum(use.owner.operation.name != "torch.bind_symbolic_shape" for use in value.uses) == 1
 
 
 def users(value: Value) -> list[Any]:

@@ -311,14 +311,7 @@ def refusing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     [
         (BELOW_A_FILE, "cannot be made (Not a directory): compiled code is not kept"),
         (READ_ONLY, "cannot be written ("),
-        pytest.param(
-            FULL,
-            "cannot be written (",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="codegen/cache.py takes OSError for a full disk; TVM's linker says it by RuntimeError",
-            ),
-        ),
+        (FULL, "cannot be written (No space left on device): compiled code is not kept"),
     ],
     indirect=["refusing"],
 )

@@ -154,20 +154,7 @@ def tensors(cache: Any) -> list[torch.Tensor]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux measures the peak of one step")
-@pytest.mark.parametrize(
-    "earlier",
-    [
-        (),
-        pytest.param(
-            (256, 512),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="ir.rewriting.single_use counts torch.bind_symbolic_shape: a cache of symbolic length is copied",
-            ),
-        ),
-    ],
-    ids=["static-length", "symbolic-length"],
-)
+@pytest.mark.parametrize("earlier", [(), (256, 512)], ids=["static-length", "symbolic-length"])
 def test_a_decode_step_needs_no_memory_as_large_as_a_cache(earlier: tuple[int, ...]):
     """Whoever copies a cache needs room for it: torch, compiled code or the glue between them.
 

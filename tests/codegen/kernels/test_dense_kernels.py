@@ -31,7 +31,9 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize(("m", "n", "k", "bias", "residual"), [(1, 64, 64, False, False), (3, 35, 96, True, True), (9, 20, 32, True, True)])
+@pytest.mark.parametrize(
+    ("m", "n", "k", "bias", "residual"), [(1, 64, 64, False, False), (3, 35, 96, True, True), (9, 20, 32, True, True)]
+)
 def test_dense_linear_is_the_product_with_its_epilogue(dtype, m, n, k, bias, residual):
     x, w = torch.randn(m, k).to(dtype), torch.randn(n, k).to(dtype)
     b, r = torch.randn(n).to(dtype), torch.randn(m, n).to(dtype)
