@@ -28,6 +28,7 @@ from ..ir.rewriting import (
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
 from .base import ALL_PHASES, Kind, PassContext
+from .fuse_linear import linear_patterns
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class QuantizeWeights:
 
     def run(self, graph: Graph, context: PassContext) -> None:
         """Quantise every selected linear whose weight is still a floating-point parameter."""
+        apply_patterns(graph, linear_patterns(graph.store), context.report.count)  # for recipes without `fuse`
         linears = [
             op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None
         ]
@@ -86,7 +88,7 @@ class QuantizeWeights:
         try:
             type_ = quantized_type(n, k, self.format)
         except QuantizationError as error:
-            raise QuantizationError(f"{', '.join(own)}: {error}") from None
+            raise QuantizationError(f"{', '.join(filter(None, own)) or symbol}: {error}") from None
         suffix = "-search" if self.range_search else ""
         compute = RoundToNearest(self.format, self.range_search)
         name = graph.store.derive(f"{symbol}@{self.format.describe()}{suffix}", [symbol], compute)

@@ -84,6 +84,16 @@ def test_every_format_computes_with_the_dequantised_weights(
     check_values(backend, dequantized(model, lambda _: True, format_), x)
 
 
+def test_linears_are_recognised_without_fusion(interpreted: Callable[..., Any]):
+    model, x = Block(), torch.randn(3, 64)
+    backend = interpreted({"quantize-weights": {"bits": 4, "group_size": 32, "select": {"not": {"modules": "head"}}}})
+    with torch.no_grad():
+        outputs = torch.compile(model, backend=backend)(x)
+        reference = dequantized(model, lambda name: name != "head", WeightFormat(4, 32))(x)
+    for got, expected in zip(outputs, reference, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_one_scale_a_channel_and_range_search(block: tuple[nn.Module, Any, torch.Tensor]):
     model, backend, x = block
     backend.rewrite({"quantize-weights": {"bits": 3, "group_size": "channel", "range_search": True}})
