@@ -57,8 +57,11 @@ def _quantized(store: ParameterStore, symbol: str) -> QuantizedWeight:
     compute, sources = store.derivation(symbol)
     if not isinstance(compute, RoundToNearest):
         return store.quantized(symbol)
+    parts = [store.tensor(part) for part in store.parts(sources[0]) or sources]
+    if len({part.dtype for part in parts}) > 1:
+        return store.quantized(symbol)
     try:
-        return round_to_nearest(store.tensor(sources[0]), compute)
+        return round_to_nearest(parts, compute)
     except QuantizationError as error:
         raise QuantizationError(f"{sources[0]}: {error}") from None
 

@@ -5,6 +5,7 @@ with nearly equal errors either may win; scales and codes of the range that won 
 operations.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -22,20 +23,25 @@ from .vector_math import absolute, constant, reduce_lanes, round_to_int, widened
 LANES = 16
 
 
-def round_to_nearest(weight: torch.Tensor, rule: RoundToNearest) -> QuantizedWeight:
-    """`rule(weight)` for `weight [N, K]`, compiled; the reference where groups are no multiple of 16 columns.
+def round_to_nearest(parts: Sequence[torch.Tensor], rule: RoundToNearest) -> QuantizedWeight:
+    """`rule(torch.cat(parts))` for parts `[N_i, K]` of one dtype, compiled and without the copy.
 
-    Raises `QuantizationError` when the groups do not divide K or a value is not finite."""
-    n, k = weight.shape
+    The reference does it where groups are no multiple of 16 columns. Raises `QuantizationError` when the groups do not
+    divide K or a value is not finite."""
+    n, k = sum(len(part) for part in parts), parts[0].shape[1]
     groups = rule.format.groups(k)
-    dtype = str(weight.dtype).removeprefix("torch.")
+    dtype = str(parts[0].dtype).removeprefix("torch.")
     if k // groups % LANES or dtype not in ("float32", "float16", "bfloat16"):
-        return rule(weight)
-    require_finite(weight)
+        return rule(torch.cat(list(parts)))
     codes = torch.empty(n, k, dtype=torch.uint8)
     scales = [torch.empty(n, groups, dtype=torch.float16) for _ in range(1 + rule.format.has_zero_points)]
-    by_group = (n, groups, k // groups)
-    _compiled(rule, k // groups, dtype)(weight.detach().contiguous().view(by_group), *scales, codes.view(by_group))
+    first = 0
+    for part in parts:
+        require_finite(part)
+        rows, by_group = slice(first, first + len(part)), (len(part), groups, k // groups)
+        outputs = [*(scale[rows] for scale in scales), codes[rows].view(by_group)]
+        _compiled(rule, k // groups, dtype)(part.detach().contiguous().view(by_group), *outputs)
+        first += len(part)
     return QuantizedWeight(codes, scales[0], scales[1] if len(scales) > 1 else None, rule.format)
 
 
