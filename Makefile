@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lutra-setup
 
-.PHONY: setup demo test check
+.PHONY: setup demo test check peers
 
 setup: $(STAMP)
 
@@ -26,3 +26,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_layout.py
+
+# What benchmarks/peers.py compares with. optimum-intel needs other versions of what lutra needs.
+peers: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check 'optimum-intel[openvino]==2.2.0'

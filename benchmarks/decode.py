@@ -13,7 +13,6 @@ import json
 import platform
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -23,102 +22,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from engines import SHAPES, TorchEngine
 from lutra import LutraError
-from lutra.tuning.memory import Peak, resident, weights_read, weights_read_eagerly
-from lutra.tuning.speed import Speed, Timing, alternate, time_steps
+from lutra.tuning.speed import Speed, alternate
 from lutra.tuning.worker import Worker
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
-
-SHAPES = {
-    "1.1b": LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    ),
-    "tiny": LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    ),
-}
-
-
-def empty_model(shape: str) -> LlamaForCausalLM:
-    """A bfloat16 Llama without values (on `meta`): all that is imported for a model is, and it takes no memory."""
-    with torch.device("meta"):
-        return LlamaForCausalLM(SHAPES[shape]).bfloat16().eval()
-
-
-def fill(model: LlamaForCausalLM) -> None:
-    """Normal weights of deviation 0.02, made in about a second a billion.
-
-    One block of random numbers fills all matrices; its length shares no factor with theirs, so that no two rows are
-    the same."""
-    model.to_empty(device="cpu")
-    model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its table is a buffer that `to_empty` lost
-    block = (torch.randn((1 << 20) + 7, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data.fill_(1)
-            continue
-        flat, size = parameter.data.view(-1), len(block)
-        for start in range(0, len(flat), size):
-            flat[start : start + size] = block[: len(flat) - start]
-
-
-class Engine:
-    """One way to run the model, in this process; `name`: eager, inductor or a recipe."""
-
-    def __init__(self, name: str, shape: str, prompt: int, new_tokens: int, threads: int) -> None:
-        torch.set_num_threads(threads)
-        self._model = empty_model(shape)
-        self._bare = resident()
-        fill(self._model)
-        self._ids = torch.randint(0, SHAPES[shape].vocab_size, (1, prompt), generator=torch.Generator().manual_seed(1))
-        self._new_tokens = new_tokens
-        self._lutra = name not in ("eager", "inductor")
-        config = self._model.config
-        self._cache = StaticCache(config=config, max_cache_len=prompt + new_tokens)
-        head_size = config.hidden_size // config.num_attention_heads
-        heads = config.num_key_value_heads or config.num_attention_heads
-        self._cache.early_initialization(1, heads, head_size, torch.bfloat16, torch.device("cpu"))
-        self._forward: Callable[..., Any] = self._model
-        if name == "inductor":
-            self._forward = torch.compile(self._model, dynamic=False)
-        elif self._lutra:
-            options = {"recipe": name, "release_weights": True}
-            self._forward = torch.compile(self._model, backend="lutra", dynamic=False, options=options)
-
-    def first_call(self) -> float:
-        """Seconds of the first prefill and the first decode step, compiling included."""
-        start = time.perf_counter()
-        time_steps(self._forward, self._ids, 2, self._cache)
-        return time.perf_counter() - start
-
-    def run(self) -> tuple[Timing, int]:
-        """One generation, and the most bytes that were resident in it above what the process had before the model."""
-        with Peak() as peak:
-            timing = time_steps(self._forward, self._ids, self._new_tokens, self._cache)
-        return timing, peak.bytes - self._bare
-
-    def weight_bytes(self) -> int:
-        """Bytes of weights that one decode step reads."""
-        if not self._lutra:
-            return weights_read_eagerly(self._model)
-        from lutra.torch_plugin.report import states_of  # only here: the peers do not load the compiler
-
-        graphs = [graph.graph for state in states_of(self._model) for graph in state.graphs]
-        return next(weights_read(graph) for graph in graphs if graph.phase == "decode")
+from targets import Target, target_table
 
 
 @dataclass(frozen=True)
@@ -131,25 +41,6 @@ class Result:
     warm: float | None
     peak: int
     weights: int
-
-
-@dataclass(frozen=True)
-class Target:
-    """One figure that the project set out to reach: at least `bound`, or at most when `most`."""
-
-    text: str
-    value: Callable[[Mapping[str, Result]], float]
-    bound: float
-    most: bool = False
-
-    def verdict(self, results: Mapping[str, Result]) -> tuple[str, str] | None:
-        """Its figure and whether it was reached; None when an engine that it speaks of did not run."""
-        try:
-            value = self.value(results)
-        except KeyError:
-            return None
-        reached = value <= self.bound if self.most else value >= self.bound
-        return f"{value:.2f}", "reached" if reached else "missed"
 
 
 def _slowest(time_of: Callable[[Result], float | None]) -> Callable[[Mapping[str, Result]], float]:
@@ -178,12 +69,12 @@ TARGETS = (
 def measure(
     names: Sequence[str], engine: Sequence[Any], rounds: int, scratch: Path, console: Console
 ) -> dict[str, Result]:
-    """Cold start, rounds and warm start of every engine; `engine`: arguments of `Engine` after its name."""
+    """Cold start, rounds and warm start of every engine; `engine`: arguments of `TorchEngine` after its name."""
 
     def worker(name: str) -> Worker:
         folder = scratch / str(names.index(name))
         caches = {"LUTRA_CACHE_DIR": str(folder / "lutra"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
-        return Worker(Engine, name, *engine, environment=caches)
+        return Worker(TorchEngine, name, *engine, environment=caches)
 
     def first_call(name: str, process: Worker, caches: str) -> float:
         seconds = process.call("first_call")
@@ -226,15 +117,6 @@ def table(results: Mapping[str, Result], title: str) -> Table:
     return result
 
 
-def target_table(results: Mapping[str, Result]) -> Table:
-    """The targets, as far as the engines that ran speak to them."""
-    result = Table("target", "bound", "measured", "")
-    for target in TARGETS:
-        verdict = target.verdict(results) or ("not run", "")
-        result.add_row(target.text, f"{'<=' if target.most else '>='} {target.bound:g}", *verdict)
-    return result
-
-
 def main(
     engines: Annotated[
         str, typer.Option(help="eager, inductor and recipes, with commas")
@@ -263,7 +145,7 @@ def main(
         table(results, f"Llama {shape}, bfloat16, prompt {prompt}, {new_tokens} new tokens, {threads} threads")
     )
     if shape == "1.1b":
-        console.print(target_table(results))
+        console.print(target_table(TARGETS, results))
     if json_file is not None:
         versions = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.machine()}
         figures = {name: asdict(result) for name, result in results.items()}
