@@ -66,12 +66,6 @@ def _quantized(store: ParameterStore, symbol: str) -> QuantizedWeight:
         raise QuantizationError(f"{sources[0]}: {error}") from None
 
 
-def buffer_types(layout: PackedLayout) -> list[tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each buffer of `layout`."""
-    scales: tuple[tuple[int, ...], str] = (layout.scales_shape, "float16")
-    return [(layout.packed_shape, "uint8"), *([scales] * (2 if layout.format.has_zero_points else 1))]
-
-
 WeightSource = PlainWeight | PackedWeight
 
 

@@ -24,7 +24,7 @@ from .errors import CaptureError
 from .reference import REFERENCE
 from .types import tensor_type
 
-_IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path"}
+_IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path", "lutra.activations"}
 
 
 @dataclass(frozen=True)

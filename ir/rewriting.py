@@ -39,6 +39,8 @@ from .graph import Graph
 from .quantization import WeightFormat
 from .types import TensorType, as_tensor_type, tensor_type
 
+ACTIVATIONS_ATTRIBUTE = "lutra.activations"
+
 __all__ = [
     "ACTIVATIONS",
     "AttentionOp",
@@ -200,6 +202,16 @@ def vtensor(shape: Iterable[int | None], like: Value | TensorType) -> ir.Type:
     """`!torch.vtensor` of `shape` with the dtype of `like`."""
     dtype = like.dtype if isinstance(like, TensorType) else tensor_type(like.type).dtype
     return ir.Type.parse(str(TensorType(tuple(shape), dtype)))
+
+
+def keep_activations(linear: Any) -> None:
+    """Say that the product of a quantised linear reads its input as it is."""
+    linear.operation.attributes[ACTIVATIONS_ATTRIBUTE] = ir.StringAttr.get("float")
+
+
+def keeps_activations(linear: Any) -> bool:
+    """False when a lowering may quantise the input of a quantised linear."""
+    return ACTIVATIONS_ATTRIBUTE in linear.operation.attributes
 
 
 def quantized_type(n: int, k: int, format_: WeightFormat) -> ir.Type:

@@ -20,6 +20,7 @@ from ..ir.rewriting import (
     TableOp,
     apply_patterns,
     build,
+    keeps_activations,
     move_behind,
     name_of,
     paths,
@@ -51,12 +52,19 @@ class SymmetrizeTables:
     def run(self, graph: Graph, context: PassContext) -> None:
         """Rewrite every selected quantised linear."""
         linears = [op for op in graph.operations if isinstance(op, LinearOp) and quantized_format(op.weight.type)]
+        for op in linears:
+            if keeps_activations(op):
+                reason = "its activations stay as they are, and tables would round them"
+                context.report.left += [(path, reason) for path in paths(op)]
+        linears = [op for op in linears if not keeps_activations(op)]
         candidates = [Candidate(p, "linear", static_shape(op.weight)) for op in linears for p in paths(op) or ("",)]
         chosen = {c.path for c in context.select(candidates)}
         del linears
 
         def table_linear(op: Any, rewriter: Any) -> bool:
-            if quantized_format(op.weight.type) is None or not set(paths(op) or ("",)) & chosen:
+            if quantized_format(op.weight.type) is None or keeps_activations(op):
+                return False
+            if not set(paths(op) or ("",)) & chosen:
                 return False
             table = self._table(op, rewriter)
             keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}

@@ -1,10 +1,11 @@
-"""What low-bit kernels read instead of x: int8 activations or int8 lookup tables, with one scale per group of columns.
+"""What low-bit kernels read of x: int8 activations or int8 lookup tables, one scale per group of columns, or float32.
 
 Computed once for all linears that share an input, and fused with what produces it (a norm, a gate). Kp is K padded with
 zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A):
 
     dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
     lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
+    float   q float32 [M, Kp]          scale float32 [M, G] = 1                  total float32 [M, G] = sum of x
 
 Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns
 (PAPERS.md section 1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly.
@@ -18,7 +19,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..targets.base import Expr, Family, Target
+from ..targets.base import Activations, Expr, Target
 from . import vector_math
 from .function import kernel
 from .packing import UNIT
@@ -34,17 +35,18 @@ Value = Callable[[Expr, Expr, int], Expr]
 """`value(row, columns, lanes)`: columns of x in float32, as the fused operation would have rounded them."""
 
 
-def precompute_outputs(family: Family, k: int, group: int, m: Any) -> list[tuple[tuple[Any, ...], str]]:
+def precompute_outputs(family: Activations, k: int, group: int, m: Any) -> list[tuple[tuple[Any, ...], str]]:
     """Shapes and dtypes of the three results for `m` rows (an int or an expression) of `k` columns."""
     padded = -(-k // UNIT) * UNIT
-    q = (m, padded) if family == "dot" else (m, padded // 16, 64)
+    q = (m, padded // 16, 64) if family == "lookup" else (m, padded)
     groups = (m, -(-padded // group))
-    return [(q, "int8"), (groups, "float32"), (groups, "int32" if family == "dot" else "float32")]
+    total = "int32" if family == "dot" else "float32"
+    return [(q, "float32" if family == "float" else "int8"), (groups, "float32"), (groups, total)]
 
 
 @cache
 def precompute(
-    family: Family, k: int, group: int, m: int | None, dtype: str, target: Target, prologue: Prologue = None
+    family: Activations, k: int, group: int, m: int | None, dtype: str, target: Target, prologue: Prologue = None
 ) -> tirx.PrimFunc:
     """`(inputs..., q, scale, total)`; inputs: x `[M, k]`; x and a norm's weight `[k]`; gate and up merged `[M, 2k]`.
 
@@ -56,7 +58,7 @@ def precompute(
     splittable = m is not None and (prologue is None or prologue[0] == "gated_mlp")
     chunks = min(groups, -(-k // _TASK_COLUMNS)) if splittable and m == 1 else 1
     share = -(-groups // chunks)
-    quantize = _quantize if family == "dot" else _build_tables
+    quantize = {"dot": _quantize, "lookup": _build_tables, "float": _keep}[family]
 
     def body(*buffers: Any) -> None:
         *inputs, q, scale, total = buffers
@@ -158,6 +160,19 @@ def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group:
         T.buffer_store(sums, sums[every] + value, [every])
         T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
     T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
+
+
+def _keep(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
+    """One group of x as it is."""
+    every = T.ramp(0, 1, LANES)
+    sums = T.alloc_buffer((LANES,), "float32")
+    T.buffer_store(sums, constant(0.0, LANES), [every])
+    with T.serial(0, columns // LANES) as i:
+        value = T.bind(x[T.ramp(i * LANES, 1, LANES)])
+        T.buffer_store(sums, sums[every] + value, [every])
+        T.buffer_store(q, value, [row, T.ramp(g * group + i * LANES, 1, LANES)])
+    T.buffer_store(scale, T.float32(1), [row, g])
+    T.buffer_store(total, reduce_lanes(_add, sums[every], "float32", LANES), [row, g])
 
 
 def _build_tables(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:

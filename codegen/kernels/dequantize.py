@@ -6,8 +6,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from ..targets.base import Expr, Target
-from .packing import BLOCK_ROWS, TILE_ROWS, UNIT, PackedLayout, quad_fields
+from ..targets.base import TILE_ROWS, Expr, Target
+from .packing import BLOCK_ROWS, UNIT, PackedLayout, quad_fields
 from .vector_math import integer, vector_type
 
 LANES = TILE_ROWS

@@ -11,6 +11,7 @@ columns 4j..4j+3 of the unit, the high nibble into that of columns 16+4j... *dot
 and a 1-bit part (one).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -24,7 +25,6 @@ from ...ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat
 from ..targets.base import Expr, Family, SlotOrder, Target, host
 
 BLOCK_ROWS = 64
-TILE_ROWS = 16
 UNIT = 32
 """Columns of one unit: the smallest stretch of K that is packed together."""
 CHANNEL_ACTIVATION_GROUP = 128
@@ -88,10 +88,15 @@ class PackedLayout:
         return self.blocks, self.groups, BLOCK_ROWS
 
     @property
+    def buffers(self) -> list[tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each buffer: packed, scales and, for asymmetric formats, zero points."""
+        scales: tuple[tuple[int, ...], str] = (self.scales_shape, "float16")
+        return [(self.packed_shape, "uint8"), *([scales] * (2 if self.format.has_zero_points else 1))]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all buffers."""
-        packed, scales = torch.Size(self.packed_shape).numel(), torch.Size(self.scales_shape).numel()
-        return packed + 2 * scales * (2 if self.format.has_zero_points else 1)
+        return sum(math.prod(shape) * (2 if dtype == "float16" else 1) for shape, dtype in self.buffers)
 
     def pack(self, weight: QuantizedWeight) -> list[torch.Tensor]:
         """`[packed, scales]` or `[packed, scales, zeros]`, contiguous and 64-byte aligned."""

@@ -1,4 +1,4 @@
-"""Products of many rows of activations with a packed weight: a few hundred rows of the weight at a time are unpacked
+"""Products of many rows of activations with a packed weight: some hundred rows of the weight at a time are unpacked
 into a scratch matrix that stays in the processor's cache, and multiplied by torch's library from there.
 """
 
@@ -8,10 +8,10 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..targets.base import Target
+from ..targets.base import TILE_ROWS, Target
 from .dequantize import dequantize_tile
 from .function import kernel
-from .packing import BLOCK_ROWS, TILE_ROWS, PackedLayout
+from .packing import BLOCK_ROWS, PackedLayout
 
 PRODUCT = "lutra.library.product_of_rows"
 """Packed function (`runtime.py`) that multiplies by the scratch matrix."""
@@ -35,7 +35,7 @@ def unpacked_linear(
     dtype."""
     m, n, k = tirx.Var("m", "int64"), layout.n, layout.k
     rows = min(scratch_rows(k, 4 if compute == "float32" else 2), layout.blocks * BLOCK_ROWS)
-    buffers = 3 if layout.format.has_zero_points else 2
+    buffers = len(layout.buffers)
 
     def body(x: Any, *rest: Any) -> None:
         weight, extra, out = list(rest[:buffers]), list(rest[buffers:-1]), rest[-1]
@@ -49,6 +49,5 @@ def unpacked_linear(
             sizes = [m, n, k, first, count]
             T.evaluate(T.tvm_call_packed(PRODUCT, compute, dtype, bias or "", int(residual), *sizes, *addresses))
 
-    packed = [(layout.packed_shape, "uint8"), *[(layout.scales_shape, "float16")] * (buffers - 1)]
     extra = ([((n,), bias)] if bias else []) + ([((m, n), dtype)] if residual else [])
-    return kernel([((m, k), compute), *packed, *extra, ((m, n), dtype)], body)
+    return kernel([((m, k), compute), *layout.buffers, *extra, ((m, n), dtype)], body)

@@ -26,7 +26,7 @@ from ...ir.rewriting import operator_name, paths
 from ...ir.shapes import SymbolicValue, symbolic_values
 from ..kernels.packing import PackedLayout
 from ..targets.base import Family, Target
-from ..weights import PackedWeight, PlainWeight, WeightSource, buffer_types
+from ..weights import PackedWeight, PlainWeight, WeightSource
 from .registry import DECLINED, LOWERINGS
 from .symbols import Symbols
 
@@ -254,7 +254,7 @@ class Lowering:
         """The buffers of quantised weight `symbol` in `layout`."""
         return [
             self._weight(PackedWeight(symbol, layout, part), relax.TensorType(list(shape), dtype))
-            for part, (shape, dtype) in enumerate(buffer_types(layout))
+            for part, (shape, dtype) in enumerate(layout.buffers)
         ]
 
     def _weight(self, source: WeightSource, type_: relax.TensorType) -> relax.Var:

@@ -2,8 +2,9 @@
 
 A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for
 all linears that
-read the same input and fused with the norm or gate that makes it, and the product. Above `SMALL_M` rows torch's
-library multiplies by parts of the weight that were unpacked a moment before.
+read the same input and fused with the norm or gate that makes it, and the product. A linear that keeps
+floating-point activations has them multiplied, above `SMALL_M` rows, by torch's library with parts of the weight that
+were unpacked a moment before.
 """
 
 from typing import Any
@@ -11,15 +12,16 @@ from typing import Any
 from tvm import relax
 
 from ...ir.quantization import WeightFormat
-from ...ir.rewriting import parameter_symbol, quantized_format
+from ...ir.rewriting import keeps_activations, parameter_symbol, quantized_format
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
+from ..kernels.lowbit_gemm import low_bit_gemm
 from ..kernels.lowbit_linear import low_bit_linear
 from ..kernels.norms import norm
 from ..kernels.packing import PackedLayout
 from ..kernels.pointwise import gated_mlp
 from ..kernels.unpacked_linear import unpacked_linear
-from ..targets.base import Family
+from ..targets.base import Activations, Family
 from .builder import Deferred, Lowering, dtype_name
 from .registry import DECLINED, lowers
 
@@ -97,20 +99,25 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
     small = m <= SMALL_M if m is not None else low.graph.phase == "decode"
-    family = _family(low, format_, m if small else None)
+    keep = keeps_activations(op)
+    family = "dot" if keep else _family(low, format_, m if small else None)
     layout = PackedLayout.create(family, format_, n, k, low.target)
     weight = low.packed(symbol, layout)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     if small:
         static = m if m is not None and m <= 8 else None
-        activations = _precomputed(low, x, family, layout, static)
-        function = low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None)
-        result = low.kernel(f"{family}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
-    else:
+        form = "float" if keep else family
+        activations = _precomputed(low, x, form, layout, static)
+        name, function = form, low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None, form)
+    elif keep:
         compute = low.target.product_dtype(dtype)
+        activations = [_for_product(low, x, k, compute)]
+        name = "unpack+torch:linear"
         function = unpacked_linear(layout, low.target, dtype, compute, bias, op.residual is not None)
-        operands = [_for_product(low, x, k, compute), *weight, *extra]
-        result = low.kernel(f"unpack_{format_.describe()}+torch:linear", function, operands, type_)
+    else:
+        activations = _precomputed(low, x, "dot", layout, None)
+        name, function = "gemm", low_bit_gemm(layout, low.target, dtype, bias, op.residual is not None)
+    result = low.kernel(f"{name}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
     return low.reshape(result, low.sizes(op.out))
 
 
@@ -121,7 +128,7 @@ def _family(low: Lowering, format_: WeightFormat, m: int | None) -> Family:
     return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
 
 
-def _precomputed(low: Lowering, x: Any, family: Family, layout: PackedLayout, m: int | None) -> list[relax.Var]:
+def _precomputed(low: Lowering, x: Any, family: Activations, layout: PackedLayout, m: int | None) -> list[relax.Var]:
     """Quantised activations or tables of `x`, computed once for all linears over it that read the same form."""
     group, rows, k = layout.activation_group, low.rows(x), layout.k
     key = ("precompute", x, family, group)

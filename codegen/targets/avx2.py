@@ -1,5 +1,6 @@
 """x86 with AVX2 and FMA (Haswell and later): shuffles look up two tables at a time, dot products go through int16."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script import tirx as T
@@ -14,23 +15,25 @@ class Avx2(Target):
         # A generic CPU model with AVX2: this machine's own would bring in the AVX-512 that it may have.
         return {"mtriple": str(host().attrs["mtriple"]), "mcpu": "haswell"}
 
-    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+    def dot_accumulators(self, bits: int) -> tuple[int, str, int]:
+        # int16 holds that many pairs of products of at most 2 * (2**bits - 1) * 127; 8-bit codes go as two nibbles.
+        most = 2 ** min(bits, 4) - 1
+        return (2 if bits == 8 else 1), "int16", (2**15 - 1) // (2 * most * 127)
+
+    def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
         columns = T.reinterpret("int8x32", T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 8))
-        sums = [self._dot_half(half(codes, "uint8x32", high), columns, bits) for high in (False, True)]
-        return acc + T.vectorcombine("int32x16", *sums)
+        if bits != 8:
+            return [_fence(accs[0] + _products(codes, columns))]
+        nibble = T.broadcast(T.uint8(15), 64)
+        words = T.reinterpret("uint16x32", codes) >> T.broadcast(T.uint16(4), 32)
+        high = T.reinterpret("uint8x64", words) & nibble
+        parts = (codes & nibble, high)
+        return [_fence(acc + _products(part, columns)) for acc, part in zip(accs, parts, strict=True)]
 
-    @staticmethod
-    def _dot_half(codes: Expr, columns: Expr, bits: int) -> Expr:
-        """Sums of four products for 8 rows.
-
-        vpmaddubsw saturates int16: two products of a code below 16 make at most 2 * 15 * 127, far inside; 8-bit codes
-        (2 * 255 * 127 is outside) go as two nibbles, and the high one is worth 16 in vpmaddwd."""
-        if bits <= 4:
-            return _pairs(_products(codes, columns), 1)
-        low = codes & T.broadcast(T.uint8(15), 32)
-        words = T.reinterpret("uint16x16", codes) >> T.broadcast(T.uint16(4), 16)
-        high = T.reinterpret("uint8x32", words) & T.broadcast(T.uint8(15), 32)
-        return _pairs(_products(low, columns), 1) + _pairs(_products(high, columns), 16)
+    def dot_sum(self, accs: Sequence[Expr], bits: int) -> Expr:
+        # The high nibble of a code is worth 16.
+        total = _pairs(accs[0], 1)
+        return total if bits != 8 else total + _pairs(accs[1], 16)
 
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
         del weight  # applied when the int16 accumulators are widened
@@ -49,11 +52,33 @@ class Avx2(Target):
 
 
 def _products(codes: Expr, columns: Expr) -> Expr:
-    return T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", codes, columns)
+    """Products of uint8x64 with int8x32, which meets both halves; neighbours added: int16x32."""
+    halves = [
+        T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", half(codes, "uint8x32", high), columns)
+        for high in (False, True)
+    ]
+    return T.vectorcombine("int16x32", *halves)
+
+
+def _fence(sums: Expr) -> Expr:
+    """`sums`, int16x32, which LLVM then computes where they are written: left to itself it adds a chain of products as
+    a tree, whose intermediate results do not fit in 16 registers. It costs no instruction."""
+    halves = []
+    for high in (False, True):
+        floats = T.reinterpret("float32x8", half(sums, "int16x16", high))
+        fenced = T.call_llvm_pure_intrin("float32x8", "llvm.arithmetic.fence.v8f32", floats)
+        halves.append(T.reinterpret("int16x16", fenced))
+    return T.vectorcombine("int16x32", *halves)
 
 
 def _pairs(products: Expr, weight: int) -> Expr:
-    return T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", products, T.broadcast(T.int16(weight), 16))
+    """Neighbours added and weighted: int16x32 to int32x16."""
+    weights = T.broadcast(T.int16(weight), 16)
+    halves = [
+        T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", half(products, "int16x16", high), weights)
+        for high in (False, True)
+    ]
+    return T.vectorcombine("int32x16", *halves)
 
 
 AVX2 = Avx2(

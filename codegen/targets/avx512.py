@@ -12,11 +12,11 @@ _SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byt
 class Avx512(Target):
     """Primitives on 512-bit registers; one accumulator a tile in both families."""
 
-    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+    def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
         # Four products of at most 255 * 127 a step: a group of 256 columns stays below 2**23, far inside int32.
         del bits
         columns = T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 16)
-        return _vpdpbusd(acc, codes, T.reinterpret("int8x64", columns))
+        return [_vpdpbusd(accs[0], codes, T.reinterpret("int8x64", columns))]
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
         del plane_weights
@@ -44,6 +44,7 @@ AVX512 = Avx512(
     architectures=("x86_64",),
     features=("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"),
     vector_bits=512,
+    gemm_rows=8,
     slot_order={"lookup": "row", "dot": "row"},
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server"},

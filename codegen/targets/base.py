@@ -18,7 +18,11 @@ from tvm.target.codegen import llvm_cpu_has_features
 
 from ...ir.quantization import WeightFormat
 
+TILE_ROWS = 16
 Family = Literal["lookup", "dot"]
+"""Kernels, and what a weight is packed for: table lookups, or products of codes with int8 activations."""
+Activations = Literal["lookup", "dot", "float"]
+"""What a product reads of x: lookup tables, int8, or float32."""
 SlotOrder = Literal["row", "table"]
 Expr = Any
 """A TIR expression (TVM's own classes have no usable static types)."""
@@ -57,6 +61,8 @@ class Target(ABC):
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
     rows_at_once: int = 4
     """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
+    gemm_rows: int = 4
+    """Activation rows that a matrix product keeps in registers against one tile of weights."""
     half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Half-precision dtype -> the LLVM feature of machines whose matrix products in it are faster than float32's."""
     lookup_up_to: tuple[int, int] = (0, 0)
@@ -82,11 +88,22 @@ class Target(ABC):
         """float32 lanes of one vector register."""
         return self.vector_bits // 32
 
+    def dot_accumulators(self, bits: int) -> tuple[int, str, int]:
+        """How many accumulators of 64 bytes `dot` needs for one tile, the type of their elements, and how many calls
+        they take before `dot_sum` must fold them."""
+        del bits
+        return 1, "int32", 1 << 15
+
     @abstractmethod
-    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
-        """`acc[r] + sum_j (codes[r, j] - code_bias(bits)) * x[j]`, int32x16.
+    def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
+        """`accs` with the products `sum_j (codes[r, j] - code_bias(bits)) * x[j]` of four columns added.
 
         codes: uint8x64, all < 2**bits; x: 4 int8 in [-127, 127]."""
+
+    def dot_sum(self, accs: Sequence[Expr], bits: int) -> Expr:
+        """What `accs` add up to for each row of the tile, int32x16."""
+        del bits
+        return accs[0]
 
     def code_bias(self, bits: int) -> int:
         """What `dot` subtracts from every code (an ISA whose product is signed x signed)."""
@@ -94,7 +111,7 @@ class Target(ABC):
         return 0
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
-        """How many accumulators `lookup` needs for one tile, and the type of their 16 elements."""
+        """How many accumulators `lookup` needs for one tile, and the type of their elements."""
         return len(set(plane_weights)), "int16"
 
     @abstractmethod

@@ -1,5 +1,7 @@
 """64-bit ARM with the dot-product extension (Neoverse N1, Cortex-A76, Apple M1 and later)."""
 
+from collections.abc import Sequence
+
 from tvm.script import tirx as T
 
 from .base import Expr, Loader, Target, half, quarters
@@ -12,7 +14,7 @@ class Neon(Target):
         # sdot multiplies signed bytes: 8-bit codes are read as code - 128, smaller ones are signed as they are.
         return 128 if bits == 8 else 0
 
-    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+    def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
         if bits == 8:
             codes = codes ^ T.broadcast(T.uint8(128), 64)
         columns = T.reinterpret("int8x16", T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 4))
@@ -21,15 +23,14 @@ class Neon(Target):
                 "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", sums, T.reinterpret("int8x16", part), columns
             )
             for sums, part in zip(
-                [half(h, "int32x4", high) for h in (half(acc, "int32x8", False), half(acc, "int32x8", True))
+                [half(h, "int32x4", high) for h in (half(accs[0], "int32x8", False), half(accs[0], "int32x8", True))
                  for high in (False, True)],
                 quarters(codes, "uint8"),
                 strict=True,
             )
         ]  # fmt: skip
-        return T.vectorcombine(
-            "int32x16", T.vectorcombine("int32x8", *parts[:2]), T.vectorcombine("int32x8", *parts[2:])
-        )
+        halves = [T.vectorcombine("int32x8", *pair) for pair in (parts[:2], parts[2:])]
+        return [T.vectorcombine("int32x16", *halves)]
 
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
         del weight  # applied when the int16 accumulators are widened

@@ -1,5 +1,6 @@
 """Any 64-bit CPU: plain vector arithmetic within the architecture's baseline, no intrinsics."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tvm.script import tirx as T
@@ -20,13 +21,14 @@ class Portable(Target):
         triple = str(host().attrs["mtriple"])
         return {"mtriple": triple, "mcpu": _BASELINE.get(triple.split("-")[0], "generic")}
 
-    def dot(self, acc: Expr, codes: Expr, x: Loader, bits: int) -> Expr:
+    def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
         # A product of at most 255 * 127 fits int16; sums are int32.
         del bits
+        (acc,) = accs
         for slot, rows in enumerate(quarters(codes, "uint8")):
             product = T.Cast("int16x16", rows) * T.broadcast(T.Cast("int16", x(slot)), 16)
             acc = acc + T.Cast("int32x16", product)
-        return acc
+        return [acc]
 
     def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
         del weight  # applied when the int16 accumulators are widened

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import tvm
 from lutra.codegen.kernels.activations import precompute, precompute_outputs
+from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.lowbit_linear import low_bit_linear
 from lutra.codegen.kernels.packing import PackedLayout
 from lutra.codegen.targets import TARGETS, Target
-from lutra.ir.quantization import QuantizedWeight, WeightFormat
+from lutra.ir.quantization import QuantizedWeight, WeightFormat, bit_planes, dequantize, symmetrized_zero_points
 
 
 def pytest_generate_tests(metafunc):
@@ -57,13 +59,17 @@ def activations(call):
 
 @pytest.fixture
 def multiply(activations, call):
-    """`multiply(layout, target, weight, x)`: the product, and the precomputed activations that it was made from."""
+    """`multiply(layout, target, weight, x)`: the product by `low_bit_linear`, or with `gemm` by `low_bit_gemm`, and the
+    precomputed activations (of `form`, if not of the layout's family) that it was made from."""
 
-    def run(layout: PackedLayout, target, weight, x, m=None, bias=None, residual=None):
+    def run(layout: PackedLayout, target, weight, x, m=None, bias=None, residual=None, gemm=False, form=None):
         dtype = str(x.dtype).removeprefix("torch.")
-        a = activations(layout.family, layout.activation_group, target, layout.k, x, m=m)
+        a = activations("dot" if gemm else form or layout.family, layout.activation_group, target, layout.k, x, m=m)
         bias_type = None if bias is None else str(bias.dtype).removeprefix("torch.")
-        function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None)
+        if gemm:
+            function = low_bit_gemm(layout, target, dtype, bias_type, residual is not None)
+        else:
+            function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None, form)
         extra = [t for t in (bias, residual) if t is not None]
         guarded = torch.full((len(x) * layout.n + 64,), 7, dtype=x.dtype)
         out = guarded[: len(x) * layout.n].view(len(x), layout.n)
@@ -72,3 +78,35 @@ def multiply(activations, call):
         return out, a
 
     return run
+
+
+@pytest.fixture
+def emulate():
+    """`emulate(layout, weight, *activations)`: the product in float64, from the activations as they were quantised;
+    `family`: theirs, when it is not the layout's."""
+
+    def run(layout: PackedLayout, weight: QuantizedWeight, *activations, family=None) -> torch.Tensor:
+        return _emulate(family or layout.family, layout, weight, *activations)
+
+    return run
+
+
+def _emulate(family, layout: PackedLayout, weight: QuantizedWeight, q, scale, total) -> torch.Tensor:
+    group, kp = layout.activation_group, layout.units * 32
+    if family == "dot":
+        x = q.double() * scale.double().repeat_interleave(group, 1)[:, :kp]
+        return x[:, : layout.k] @ dequantize(weight).double().T
+    columns = torch.arange(0, kp, 4)
+    entries = q.view(len(q), -1, 16).double() * scale.double()[:, columns // group, None]
+    bits = (F.pad(bit_planes(weight), (0, kp - layout.k), value=-1) + 1) // 2
+    index = (bits.view(len(bits), layout.n, -1, 4).long() * torch.tensor([1, 2, 4, 8])).sum(-1)  # [plane, row, table]
+    weights = torch.tensor(weight.format.plane_weights, dtype=torch.float64)
+    found = torch.stack([row[torch.arange(kp // 4), index] for row in entries])  # [M, plane, row, table]
+    scales = weight.scales.double()
+    scale_of = (lambda c: torch.zeros_like(c)) if layout.per_channel else (lambda c: c // group)
+    out = torch.einsum("mpnt,p,nt->mn", found, weights, scales[:, scale_of(columns)] / 2)
+    zeros = symmetrized_zero_points(weight)
+    if zeros is not None:
+        groups = scale_of(torch.arange(0, kp, group))
+        out -= total.double() @ (scales[:, groups] / 2 * zeros.double()[:, groups]).T
+    return out

@@ -5,7 +5,6 @@ import torch
 from lutra.codegen.kernels.dequantize import dequantize_tile
 from lutra.codegen.kernels.function import kernel
 from lutra.codegen.kernels.packing import PackedLayout
-from lutra.codegen.weights import buffer_types
 from lutra.ir.quantization import PER_CHANNEL, WeightFormat, dequantize
 from tvm.script.ir_builder import tirx as T
 
@@ -31,7 +30,7 @@ def test_the_matrix_is_the_reference_rounded_once(random_weight, call, target, f
         with T.parallel(1, tiles) as tile:  # the first tile is left out
             dequantize_tile(layout, target, name, packed, out, 1, tile - 1)
 
-    function = kernel([*buffer_types(layout), ((16 * tiles, k), name)], body)
+    function = kernel([*layout.buffers, ((16 * tiles, k), name)], body)
     out = call(function, target, *layout.pack(weight), torch.full((16 * tiles, k), 7, dtype=dtype))
     assert (out[-16:] == 7).all()
     out = out[: n - 16]

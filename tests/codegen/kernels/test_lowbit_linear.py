@@ -3,15 +3,11 @@ read."""
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lutra.codegen.kernels.packing import PackedLayout
 from lutra.ir.quantization import (
     PER_CHANNEL,
-    QuantizedWeight,
     WeightFormat,
-    bit_planes,
     dequantize,
-    symmetrized_zero_points,
 )
 
 # Every bits x scheme, every group size, every way to treat M, edges of N and K: pairwise rather than all products.
@@ -32,35 +28,15 @@ CASES = [
 IDS = [f"{format.describe()}-{n}x{k}-m{static or 'any'}" for format, n, k, _, static in CASES]
 
 
-def emulate(layout: PackedLayout, weight: QuantizedWeight, q, scale, total) -> torch.Tensor:
-    """The product in float64, from the activations as they were quantised."""
-    group, kp = layout.activation_group, layout.units * 32
-    if layout.family == "dot":
-        x = q.double() * scale.double().repeat_interleave(group, 1)[:, :kp]
-        return x[:, : layout.k] @ dequantize(weight).double().T
-    columns = torch.arange(0, kp, 4)
-    entries = q.view(len(q), -1, 16).double() * scale.double()[:, columns // group, None]
-    bits = (F.pad(bit_planes(weight), (0, kp - layout.k), value=-1) + 1) // 2
-    index = (bits.view(len(bits), layout.n, -1, 4).long() * torch.tensor([1, 2, 4, 8])).sum(-1)  # [plane, row, table]
-    weights = torch.tensor(weight.format.plane_weights, dtype=torch.float64)
-    found = torch.stack([row[torch.arange(kp // 4), index] for row in entries])  # [M, plane, row, table]
-    scales = weight.scales.double()
-    scale_of = (lambda c: torch.zeros_like(c)) if layout.per_channel else (lambda c: c // group)
-    out = torch.einsum("mpnt,p,nt->mn", found, weights, scales[:, scale_of(columns)] / 2)
-    zeros = symmetrized_zero_points(weight)
-    if zeros is not None:
-        groups = scale_of(torch.arange(0, kp, group))
-        out -= total.double() @ (scales[:, groups] / 2 * zeros.double()[:, groups]).T
-    return out
-
-
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     return ((got.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("family", ["lookup", "dot"])
 @pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
-def test_products_are_those_of_the_dequantised_weight(random_weight, multiply, target, family, format, n, k, m, static):
+def test_products_are_those_of_the_dequantised_weight(
+    random_weight, multiply, emulate, target, family, format, n, k, m, static
+):
     weight, x = random_weight(format, n, k), torch.randn(m, k)
     layout = PackedLayout.create(family, format, n, k, target)
     out, activations = multiply(layout, target, weight, x, m=static)
@@ -71,11 +47,20 @@ def test_products_are_those_of_the_dequantised_weight(random_weight, multiply, t
     assert (out - exact).norm() / terms.norm() < 0.012
 
 
+@pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
+def test_floating_point_activations_are_read_as_they_are(random_weight, multiply, target, format, n, k, m, static):
+    weight, x = random_weight(format, n, k), torch.randn(m, k)
+    x[:, 3] *= 1e4  # an outlier, which int8 would drown the others in
+    layout = PackedLayout.create("dot", format, n, k, target)
+    out, _ = multiply(layout, target, weight, x, m=static, form="float")
+    assert relative(out, x.double() @ dequantize(weight).double().T) < 1e-5
+
+
 @pytest.mark.parametrize("family", ["lookup", "dot"])
 @pytest.mark.parametrize("format", [WeightFormat(b, 256, s) for b, s in
                                     ((1, "symmetric"), (2, "ternary"), (4, "asymmetric"), (8, "symmetric"))],
                          ids=WeightFormat.describe)  # fmt: skip
-def test_extreme_sums_do_not_overflow(random_weight, multiply, target, family, format):
+def test_extreme_sums_do_not_overflow(random_weight, multiply, emulate, target, family, format):
     k, n = 256, 64
     weight = random_weight(format, n, k)
     weight.codes[:32] = weight.codes.max()
@@ -109,7 +94,7 @@ def test_a_one_hot_input_reads_a_column(random_weight, multiply, target, family)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("with_bias", "with_residual", "static"), [(True, True, 2), (True, False, None)])
 def test_bias_and_residual_are_added_with_one_rounding_each(
-    random_weight, multiply, target, dtype, with_bias, with_residual, static
+    random_weight, multiply, emulate, target, dtype, with_bias, with_residual, static
 ):
     n, k = 80, 128
     weight, x = random_weight(WeightFormat(4, 64), n, k), torch.randn(2, k).to(dtype)
