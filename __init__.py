@@ -12,9 +12,10 @@ _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
     "load_recipe": ".recipes.loading",
+    "profile": ".torch_plugin.profiling",
     "reports": ".torch_plugin.report",
 }
-__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "reports"]
+__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "profile", "reports"]
 
 
 def __getattr__(name: str) -> Any:

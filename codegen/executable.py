@@ -1,6 +1,7 @@
 """A compiled graph that can be called: a library on disk bound to the weights of one parameter store."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from .cache import Entry
 from .parallel import use_torch_threads
 from .runtime import register
 from .weights import ALIGNMENT, from_data
+
+Watch = Callable[[str, bool, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,31 @@ class Executable:
                 sizes.append(int(value))
         results = self._main(tvm_ffi.Shape(tuple(sizes)), *tensors, *self._bound)
         return [self._result(kind, value, results) for kind, value in self._outputs]
+
+    @contextmanager
+    def watched(self, watch: Watch, call: Callable[[bool], None]) -> Iterator[None]:
+        """Within the block `watch(name, begins, bytes of weights)` is called before and after every kernel and every
+        step of the virtual machine, and `call(begins)` before and after each run of the whole."""
+        weights = {tensor.data_ptr(): tensor.numel() * tensor.dtype.itemsize for tensor in self._bound}
+
+        def instrument(function: Any, name: str, begins: bool, result: Any, *arguments: Any) -> None:
+            tensors = (a for a in arguments if isinstance(a, tvm_ffi.Tensor))
+            watch(name, bool(begins), sum(weights.get(t.data_ptr(), 0) for t in tensors) if not begins else 0)
+
+        def main(*arguments: Any) -> Any:
+            call(True)
+            try:
+                return watched(*arguments)
+            finally:
+                call(False)
+
+        machine = relax.VirtualMachine(self._library, tvm.cpu())  # one cannot take an instrument off again
+        machine.set_instrument(instrument)
+        plain, watched, self._main = self._main, machine["main"], main
+        try:
+            yield
+        finally:
+            self._main = plain
 
     @staticmethod
     def _result(kind: str, value: Any, results: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The command line, `lutra`: what recipes, passes and targets there are, and the executable cache."""
+"""The command line, `lutra`: what recipes, passes and targets there are, profiles, and the executable cache."""
 
 import json
 import shutil
@@ -63,6 +63,44 @@ def targets() -> None:
     for target in TARGETS.values():
         table.add_row(target.name, "yes" if target.available() else "no")
     _show(table)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="folder or hub name of a causal language model")],
+    recipe: Annotated[str, typer.Option(help="recipe: a name of the library, a path or YAML text")] = "none",
+    var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")] = None,
+    dtype: Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")] = "auto",
+    prompt: Annotated[int, typer.Option(help="prompt tokens", min=2)] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2)] = 16,
+    trace: Annotated[Path | None, typer.Option(help="write the timeline there, as a Chrome trace")] = None,
+) -> None:
+    """Say where the time of a prefill and of decode steps goes, kernel by kernel."""
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise LutraError("lutra profile loads models with Transformers: pip install transformers") from None
+    import torch
+
+    from .profiling import profile as watch
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    options = {"recipe": recipe, "vars": _variables(var or []), "release_weights": True}
+    loaded.forward = torch.compile(loaded.forward, backend="lutra", options=options)
+    ids = torch.randint(0, loaded.config.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0))
+
+    def generate() -> None:
+        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
+        keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
+        loaded.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **keywords)
+
+    generate()  # compiles
+    with watch(loaded) as timeline:
+        generate()
+    Console(width=max(Console().width, 100)).print(timeline)
+    if trace is not None:
+        timeline.save(trace)
+        print(f"timeline: {trace} (open it in chrome://tracing or ui.perfetto.dev)")
 
 
 @cache_app.command()

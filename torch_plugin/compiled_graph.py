@@ -69,6 +69,10 @@ class CompiledGraph:
         results = (value for i, value in enumerate(outputs) if i not in self.graph.mutations)
         return [v.clone() if _is_tensor(v) and v.numel() and v.data_ptr() in read else v for v in results]
 
+    def executables(self) -> list[Executable]:
+        """All that were made of the graph: one for each set of weights."""
+        return [self.executable, *(executable for _, executable in self._others.values())]
+
     def _executable_for(self, arguments: list[Any]) -> Executable:
         for (position, tensor), version in zip(self._bound, self._versions, strict=True):
             argument = arguments[position]

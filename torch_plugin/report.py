@@ -65,10 +65,10 @@ def reports(model: Any) -> list[GraphReport]:
 
     model: what `torch.compile` returned, the module or bound method that it was given, or any module that holds
     parameters of it. Raises `TypeError` for anything else."""
-    return [_report(graph) for state in states_of(_module(model)) for graph in state.graphs]
+    return [_report(graph) for state in states_of(module_of(model)) for graph in state.graphs]
 
 
-def _module(model: Any) -> nn.Module:
+def module_of(model: Any) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     owner = getattr(getattr(model, "_torchdynamo_orig_callable", model), "__self__", None)

@@ -111,7 +111,8 @@ def test_activations_that_a_recipe_keeps_are_not_rounded():
     reference.load_state_dict(model.state_dict())
     quantise = {"bits": 4, "range_search": True, "activations": "float"}
     recipe = {"lutra": 1, "name": "w4a32", "passes": [{"quantize-weights": quantise}, {"symmetrize-tables": {}}]}
-    fast = torch.compile(model, backend="lutra", options={"recipe": recipe})
+    options: Any = {"recipe": recipe}
+    fast = torch.compile(model, backend="lutra", options=options)
     tokens = torch.randint(0, 256, (1, 24))
     got = steps(fast, model.config, tokens)[0]
     prefill, decode = (next(r for r in lutra.reports(fast) if r.phase == phase) for phase in ("prefill", "decode"))
