@@ -46,14 +46,13 @@ class Executable:
         self._bound = [tvm_ffi.from_dlpack(weight) for weight in self._weights]
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        sizes, tensors = [], []
-        for value in inputs:
-            if isinstance(value, torch.Tensor):
-                tensors.append(_usable(value))
-            else:
-                sizes.append(int(value))
-        results = self._main(tvm_ffi.Shape(tuple(sizes)), *tensors, *self._bound)
-        return [self._result(kind, value, results) for kind, value in self._outputs]
+        usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
+        sizes = tuple(value for value in usable if isinstance(value, int))
+        tensors = (value for value in usable if isinstance(value, torch.Tensor))
+        results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound)
+        return [
+            usable[value] if kind == "input" else self._result(kind, value, results) for kind, value in self._outputs
+        ]
 
     @contextmanager
     def watched(self, watch: Watch, call: Callable[[bool], None]) -> Iterator[None]:

@@ -61,6 +61,10 @@ def _kv_update(low: Lowering, op: Any) -> Any:
     function = kv_update(sizes[1], sizes[3], dtype, copy=not inplace)
     operands = [low[op.cache], low[op.new], low[op.positions]]
     name = "kv_update" if inplace else "kv_update_copy"
+    if inplace and op.cache in low.updated:
+        low.updated[op.out] = low.updated[op.cache]
+    elif inplace and not name_of(op.cache):
+        low.updated[op.out] = op.cache.arg_number
     return low.kernel(name, function, operands, low.tensor_type(op.out), inplace=0 if inplace else None)
 
 

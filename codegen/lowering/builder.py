@@ -48,7 +48,7 @@ class Lowered:
     """A Relax module whose function `main` computes a graph, and what its caller must know.
 
     `outputs`: per result of the graph ("tensor", i), ("size", i) or ("literal", value), i counting the function's
-    tensors or sizes."""
+    tensors or sizes; ("input", i) for the graph's input i, updated in place."""
 
     module: tvm.IRModule
     weights: list[WeightSource]
@@ -70,6 +70,8 @@ class Lowering:
     kernels: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)
+    updated: dict[Any, int] = field(default_factory=dict)
+    """Value -> number of the input in whose memory it was written."""
     _values: dict[Any, Any] = field(default_factory=dict)
     _described: dict[Any, Any] = field(default_factory=dict)
     _weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
@@ -129,7 +131,9 @@ class Lowering:
         for value in values:
             item = self[value]
             if is_tensor(item):
-                kinds.append(("tensor", len(tensors) + 1))
+                # An updated input is returned too: nothing else may read it, and the update would be dead code.
+                given = self.updated.get(value)
+                kinds.append(("tensor", len(tensors) + 1) if given is None else ("input", given))
                 tensors.append(item)
             elif is_size(item):
                 kinds.append(("size", len(sizes)))
