@@ -2,9 +2,9 @@
 
 A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for
 all linears that
-read the same input and fused with the norm or gate that makes it, and the product. A linear that keeps
-floating-point activations has them multiplied, above `SMALL_M` rows, by torch's library with parts of the weight that
-were unpacked a moment before.
+read the same input and fused with the norm or gate that makes it, and the product: with the weight as it is packed for
+few rows, with tiles of it that are unpacked first for many. A linear that keeps floating-point activations has many rows
+multiplied by torch's library, with parts of the weight that were unpacked a moment before.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from .builder import Deferred, Lowering, dtype_name
 from .registry import DECLINED, lowers
 
 SMALL_M = 16
-"""Rows up to which our own kernels read the weight, as it lies in memory, once."""
+"""Rows up to which our own kernel multiplies by floating-point weights: it reads them once."""
 
 
 @lowers("lutra.linear")
@@ -98,7 +98,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     type_ = relax.TensorType([rows, n], dtype)
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
-    small = m <= SMALL_M if m is not None else low.graph.phase == "decode"
+    small = m <= low.target.packed_rows if m is not None else low.graph.phase == "decode"
     keep = keeps_activations(op)
     family = "dot" if keep else _family(low, format_, m if small else None)
     layout = PackedLayout.create(family, format_, n, k, low.target)

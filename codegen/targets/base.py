@@ -61,6 +61,8 @@ class Target(ABC):
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
     rows_at_once: int = 4
     """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
+    packed_rows: int = 16
+    """Activation rows up to which a weight is multiplied as it is packed; above, it is unpacked once a tile."""
     gemm_rows: int = 4
     """Activation rows that a matrix product keeps in registers against one tile of weights."""
     half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
