@@ -1,10 +1,9 @@
 """Linear layers, and the norms and gates that feed them.
 
-A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for
-all linears that
-read the same input and fused with the norm or gate that makes it, and the product: with the weight as it is packed for
-few rows, with tiles of it that are unpacked first for many. A linear that keeps floating-point activations has many rows
-multiplied by torch's library, with parts of the weight that were unpacked a moment before.
+A quantised linear becomes two kernels: the precompute of its input (quantisation, or lookup tables), done once for all
+linears that read the same input and fused with the norm or gate that makes it, and the product: with the weight as it
+is packed for few rows, with tiles of it that are unpacked first for many. A linear that keeps floating-point
+activations has many rows multiplied by torch's library, with parts of the weight that were unpacked a moment before.
 """
 
 from typing import Any

@@ -87,8 +87,8 @@ AVX2 = Avx2(
     features=("avx2", "fma", "f16c"),
     vector_bits=256,
     slot_order={"lookup": "table", "dot": "row"},
-    # Zen 3, two threads, decode of a 1.1B Llama at batch 8, tokens/s packed and unpacked: 2 bits 55 to 63 and 75, 4 bits
-    # 43 to 50 and 64.
+    # Zen 3, two threads, decode of a 1.1B Llama at batch 8, tokens/s packed and unpacked: 2 bits 55 to 63 and 75,
+    # 4 bits 43 to 50 and 64.
     packed_rows=4,
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
