@@ -13,15 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Libraries write to the standard output, some through handlers that they make when they are imported.
-_ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-
-import numpy as np  # noqa: E402
-import openvino  # noqa: E402
-import torch  # noqa: E402
-from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+import numpy as np
+import openvino
+import torch
+from optimum.intel import OVModelForCausalLM, OVWeightQuantizationConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def export(config: dict[str, Any], folder: Path) -> Path:
@@ -68,6 +64,9 @@ class OpenVino:
 
 def main() -> None:
     """Serve the description in the first argument."""
+    # Libraries log to the standard output: they get the standard error, answers keep the real one.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     given = json.loads(sys.argv[1])
     config = given["config"]
     path = export(config, Path(given["folder"]))
@@ -75,9 +74,9 @@ def main() -> None:
     ids = np.random.default_rng(1).integers(0, config["vocab_size"], (1, given["prompt"]))
     # Embeddings, of which a step reads a row, are int8.
     read = path.with_suffix(".bin").stat().st_size - config["vocab_size"] * config["hidden_size"]
-    print(json.dumps({"bytes": read}), file=_ANSWERS, flush=True)
+    print(json.dumps({"bytes": read}), file=answers, flush=True)
     for _ in sys.stdin:
-        print(json.dumps(engine.run(ids, given["new_tokens"])), file=_ANSWERS, flush=True)
+        print(json.dumps(engine.run(ids, given["new_tokens"])), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from .runtime import register
 from .weights import ALIGNMENT, from_data
 
 Watch = Callable[[str, bool, int], None]
+"""`watch(name, begins, bytes of weights)`."""
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ class QuantizeWeights:
 
     bits: 1, 2, 3, 4 or 8. group_size: input columns a scale, 32, 64, 128, 256 or "channel". scheme: symmetric,
     asymmetric or ternary. method: `rtn`, round to nearest, data-free. range_search: try narrower ranges per group for
-    the least squared error. activations: `int8` lets products quantise their input per token and group (0.6 to 0.8 % of
-    relative error, TVM.md); `float` keeps it as it is, which costs speed."""
+    the least squared error. activations: `int8` lets products quantise their input per token and group (about 1 %
+    of relative error); `float` keeps it as it is, which costs speed."""
 
     name: ClassVar[str] = "quantize-weights"
     kind: ClassVar[Kind] = "weight-static"

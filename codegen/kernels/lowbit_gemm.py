@@ -1,9 +1,8 @@
 """Products of many rows of activations with packed low-bit weights, in integers: a prompt times a weight.
 
 One task takes a tile of 16 weight rows and goes through it by panels of columns: a panel is unpacked once, to a byte a
-code, into a scratch that stays in a cache, and multiplied with all rows of activations, a few in
-registers at a time. Activations are those of the dot family
-whatever the weight was packed for; the formula is that of `lowbit_linear.py`.
+code, into a scratch that stays in a cache, and multiplied with all rows of activations, a few in registers at a time.
+Activations are those of the dot family whatever the weight was packed for; the formula is that of `lowbit_linear.py`.
 """
 
 from functools import cache

@@ -19,6 +19,7 @@ from tvm.target.codegen import llvm_cpu_has_features
 from ...ir.quantization import WeightFormat
 
 TILE_ROWS = 16
+"""Weight rows of a tile."""
 Family = Literal["lookup", "dot"]
 """Kernels, and what a weight is packed for: table lookups, or products of codes with int8 activations."""
 Activations = Literal["lookup", "dot", "float"]
