@@ -7,7 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Expr, Target
-from .packing import BLOCK_ROWS, UNIT, PackedLayout, quad_fields
+from .packing import BLOCK_ROWS, UNIT, PackedLayout, plane_slot, quad_fields
 from .vector_math import integer, vector_type
 
 LANES = TILE_ROWS
@@ -77,7 +77,12 @@ def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Exp
         if in_row:
             word = packed[block, unit, vector, T.ramp(base + 4 * local, 1, 4)]
             return T.broadcast(T.reinterpret("int32", word), len(slots))
-        return _gather(lambda slot: T.Cast("int32", packed[block, unit, vector, base + 16 * slot + local]), slots)
+
+        def byte(slot: int) -> Expr:
+            at = plane_slot(layout.slot_order, vector, slot)
+            return T.Cast("int32", packed[block, unit, at.vector, base + at.offset + at.row_step * local])
+
+        return _gather(byte, slots)
 
     def shifted(words: Expr, slots: list[int], bits: list[int], width: int) -> Expr:
         """Field of `width` bits at bit `bits[lane]` of the lane's slot."""

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 from ..targets.base import TILE_ROWS, Expr, Target
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
-from .packing import UNIT, PackedLayout
+from .packing import UNIT, PackedLayout, plane_slot
 from .product_step import QUADS, TILES, ProductStep, quad_codes
 
 PANEL_UNITS = 64
@@ -80,27 +80,27 @@ def _unpack_unit(
         for quad in range(QUADS):
             T.buffer_store(scratch, quad_codes(layout.format.bits, quad, load), [slot, quad, T.ramp(0, 1, 64)])
         return
-    planes = [T.bind(load(plane)) for plane in range(layout.format.bits)]
-    places = [0] * len(planes) if layout.format.scheme == "ternary" else range(len(planes))
+    vectors = [T.bind(load(vector)) for vector in range(layout.format.bits)]
+    places = [0] * len(vectors) if layout.format.scheme == "ternary" else range(len(vectors))
     for quad in range(QUADS):
         total: Expr = None
-        for plane, place in zip(planes, places, strict=True):
-            bits = _plane_bits(layout, target, plane, quad)
+        for plane, place in enumerate(places):
+            bits = _plane_bits(layout, target, vectors, plane, quad)
             # No bit leaves its byte: a code has fewer than eight.
             shifted = bits << _words(place) if place else bits
             total = shifted if total is None else total + shifted
         T.buffer_store(scratch, T.reinterpret("uint8x64", total), [slot, quad, T.ramp(0, 1, 64)])
 
 
-def _plane_bits(layout: PackedLayout, target: Target, plane: Expr, quad: int) -> Expr:
+def _plane_bits(layout: PackedLayout, target: Target, vectors: list[Expr], plane: int, quad: int) -> Expr:
     """uint32x16: the bits of one plane of the four columns of `quad`, a byte each.
 
     They lie as a nibble of slot quad % 4 of every row: the low nibble for the first four quads."""
-    slot, side = quad % 4, quad // 4
+    at, side = plane_slot(layout.slot_order, plane, quad % 4), quad // 4
     if layout.slot_order == "row":
-        nibbles = T.reinterpret("uint32x16", plane) >> _words(8 * slot + 4 * side)
+        nibbles = T.reinterpret("uint32x16", vectors[at.vector]) >> _words(8 * at.offset + 4 * side)
     else:
-        rows = T.Shuffle([plane], [16 * slot + row for row in range(TILE_ROWS)])
+        rows = T.Shuffle([vectors[at.vector]], [at.offset + at.row_step * row for row in range(TILE_ROWS)])
         nibbles = T.Cast("uint32x16", rows) >> _words(4 * side)
     nibbles = nibbles & _words(15)
     if target.slot_order["dot"] == "row":

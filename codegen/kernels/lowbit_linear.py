@@ -1,6 +1,7 @@
-"""Linear layers on packed low-bit weights, for the few rows of activations of a decode step.
+"""Linear layers on weights as they are packed: for the few rows of activations of a decode step, and for many where
+`Target.multiplies_packed` says so.
 
-One task multiplies a block of 64 weight rows, read strictly in order, with all rows of activations. Inside a group of
+One task multiplies a block of 64 weight rows, read strictly in order, with the rows of activations. Inside a group of
 columns the sum is of integers; at its end scale and zero point are applied once (MixPE; PAPERS.md section 1):
 
     dot     out[n] = sum_g s_g[n] * (xs_g * acc - z_g[n] * xs_g * sum(q))        acc = sum of code * q
@@ -20,6 +21,9 @@ from .activations import precompute_outputs
 from .function import Argument, kernel
 from .packing import PackedLayout
 from .product_step import TILES, Operands, ProductStep
+
+TASK_BLOCKS = 4
+"""Blocks that a task multiplies with the same few of many rows: their tables come from its cache all times but one."""
 
 
 @cache
@@ -44,18 +48,21 @@ def low_bit_linear(
 
     def body(*buffers: Any) -> None:
         operands, shift, added, out = split_operands(layout, bias, residual, buffers)
-        with T.parallel(0, layout.blocks) as block:
 
-            def multiply(chosen: list[Any]) -> None:
-                step = ProductStep(layout, target, dtype, family, block, range(TILES), chosen, operands)
-                step.store(step.sums(), shift, added, out)
+        def multiply(block: Any, chosen: list[Any]) -> None:
+            step = ProductStep(layout, target, dtype, family, block, range(TILES), chosen, operands)
+            step.store(step.sums(), shift, added, out)
 
-            if at_once == m:
-                multiply([T.int32(i) for i in range(at_once)])
-                return
-            with T.serial(0, (rows + at_once - 1) // at_once) as chunk:
-                # A chunk that is not full computes the last row more than once, with the same result.
-                multiply([T.bind(T.min(chunk * at_once + i, rows - 1)) for i in range(at_once)])
+        if at_once == m:
+            with T.parallel(0, layout.blocks) as block:
+                multiply(block, [T.int32(i) for i in range(at_once)])
+            return
+        share = TASK_BLOCKS if m is None else 1
+        with T.parallel(0, -(-layout.blocks // share)) as task, T.serial(0, (rows + at_once - 1) // at_once) as chunk:
+            # A chunk that is not full computes the last row more than once, with the same result.
+            chosen = [T.bind(T.min(chunk * at_once + i, rows - 1)) for i in range(at_once)]
+            with T.serial(0, T.min(share, layout.blocks - task * share)) as i:
+                multiply(T.bind(task * share + i), chosen)
 
     return kernel(product_arguments(layout, family, rows, dtype, bias, residual), body)
 

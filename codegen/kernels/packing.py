@@ -5,17 +5,17 @@
     zeros  [N/64][groups][64]                         float16     asymmetric formats only
 
 `vectors` equals the bits. A 64-byte vector holds 16 rows x 4 slots (`slot_order`: see `targets/base.py`); what a slot
-holds is the family's choice. *lookup*: vector p is bit plane p; the low nibble of slot j is the index into the table of
-columns 4j..4j+3 of the unit, the high nibble into that of columns 16+4j... *dot*: slot j holds column j of each of 8
-*quads* (4 columns), whose codes are packed 8/bits to a byte, lowest field first; 3 bits are a 2-bit part (two vectors)
-and a 1-bit part (one).
+holds is the family's choice. *lookup*: vector p is bit plane p (in pair order two vectors share two planes); the low
+nibble of slot j is the index into the table of columns 4j..4j+3 of the unit, the high nibble into that of columns
+16+4j... *dot*: slot j holds column j of each of 8 *quads* (4 columns), whose codes are packed 8/bits to a byte, lowest
+field first; 3 bits are a 2-bit part (two vectors) and a 1-bit part (one).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import tvm
@@ -45,7 +45,7 @@ class PackedLayout:
     def create(cls, family: Family, format: WeightFormat, n: int, k: int, target: Target) -> "PackedLayout":
         """What `target`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
         format.groups(k)
-        return cls(family, format, n, k, target.slot_order[family])
+        return cls(family, format, n, k, target.order(family, format))
 
     @property
     def key(self) -> str:
@@ -154,10 +154,25 @@ def quad_fields(bits: int, quad: int) -> tuple[Field, ...]:
     return (Field(quad // per_byte, quad % per_byte * bits, bits, 0),)
 
 
+class PlaneSlot(NamedTuple):
+    """Where one slot of a bit plane lies: byte `offset + row_step * r` of `vector` for row r of the tile."""
+
+    vector: int
+    offset: int
+    row_step: int
+
+
+def plane_slot(order: SlotOrder, plane: int, slot: int) -> PlaneSlot:
+    """The place of slot 0..3 of `plane` (see `targets/base.py`)."""
+    if order == "pair":
+        return PlaneSlot(plane // 2 * 2 + slot // 2, 32 * (slot % 2) + plane % 2, 2)
+    return PlaneSlot(plane, slot, 4) if order == "row" else PlaneSlot(plane, 16 * slot, 1)
+
+
 @cache
 def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, unpack: bool) -> Any:
     """`f(codes [N, K] uint8, packed)` for any N and any K that is a multiple of 32, parallel over blocks of rows."""
-    row_step, slot_step = (4, 1) if order == "row" else (1, 16)
+    row_step = plane_slot(order, 0, 0).row_step
     u32 = T.uint32
     # Four codes, or four slots, travel as one little-endian 32-bit word; fields never carry into each other.
 
@@ -166,7 +181,8 @@ def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, u
             return T.reinterpret("uint32", packed[block, unit, vector, T.ramp(base, 1, 4)])
         word = u32(0)
         for slot in range(4):
-            word = word | T.Cast("uint32", packed[block, unit, vector, base + slot * slot_step]) << u32(8 * slot)
+            at = plane_slot(order, vector, slot)
+            word = word | T.Cast("uint32", packed[block, unit, at.vector, base + at.offset]) << u32(8 * slot)
         return word
 
     def store_slots(packed: Any, block: Expr, unit: Expr, vector: int, base: Expr, word: Expr) -> None:
@@ -175,7 +191,8 @@ def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, u
             return
         for slot in range(4):
             byte = T.Cast("uint8", word >> u32(8 * slot) & u32(255))
-            T.buffer_store(packed, byte, [block, unit, vector, base + slot * slot_step])
+            at = plane_slot(order, vector, slot)
+            T.buffer_store(packed, byte, [block, unit, at.vector, base + at.offset])
 
     def quad_words(codes: Any, row: Expr, unit: Expr) -> list[Expr]:
         return [T.reinterpret("uint32", codes[row, T.ramp(unit * UNIT + 4 * q, 1, 4)]) for q in range(8)]

@@ -103,7 +103,9 @@ class ProductStep:
         points; what these zero points multiply, for every row."""
         zero_points = self.operands.zeros is not None
         scale_group = T.int32(0) if self.layout.per_channel else g
-        factors = [T.bind(self.operands.scale[row, g]) for row in self.chosen]
+        # s' = s / 2 after symmetrisation: halved here, once a row, which is exact.
+        half = T.float32(0.5 if self.family == "lookup" else 1)
+        factors = [T.bind(self.operands.scale[row, g] * half) for row in self.chosen]
         totals = [T.bind(self._total(row, g, factor)) for row, factor in zip(self.chosen, factors, strict=True)]
         for number, (tile, of_tile) in enumerate(zip(self.tiles, self._group_sums(g), strict=True)):
             s = None if late else T.bind(self._scale(scale_group, tile))
@@ -149,7 +151,9 @@ class ProductStep:
     def _total(self, row: Expr, g: Expr, factor: Expr) -> Expr:
         """What zero points multiply: the sum of x over the group, for dot of x as it was quantised."""
         total = self.operands.total[row, g]
-        return factor * T.Cast("float32", total) if self.family == "dot" else total
+        if self.family == "dot":
+            return factor * T.Cast("float32", total)
+        return total * T.float32(0.5) if self.family == "lookup" else total
 
     @property
     def _fixed_zero_point(self) -> float:
@@ -159,9 +163,8 @@ class ProductStep:
         return self.layout.format.implicit_zero_point - self._code_bias
 
     def _scale(self, g: Any, tile: Any) -> Expr:
-        """Scales of a tile, halved for lookup (`s' = s / 2`)."""
-        value = self.target.half_to_float(self.operands.scales[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
-        return value * _broadcast(T.float32(0.5)) if self.family == "lookup" else value
+        """Scales of a tile."""
+        return self.target.half_to_float(self.operands.scales[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
 
     def _zero_point(self, g: Any, tile: Any) -> Expr:
         """Zero points of a tile: of the codes as `Target.dot` sees them, or symmetrised (`z' = 2z + 1 - 2**bits`)."""
@@ -247,15 +250,21 @@ class ProductStep:
 
     def _lookup_sums(self, g: Expr) -> list[list[Expr]]:
         weights = self.layout.format.plane_weights
-        accs = self._accumulators(*self.target.lookup_accumulators(weights), TILE_ROWS)
+        sets, each, element = self.target.lookup_accumulators(weights)
+        accs = self._accumulators(sets * each, element, TILE_ROWS)
         first, inside = self._units(g)
         with T.serial(0, inside) as i:
             unit = T.bind(first + i)
             self._prefetch(unit)
-            for plane in range(len(weights)):
+            for vector in range(len(weights)):
                 for tile, of_tile in zip(self.tiles, accs, strict=True):
-                    self._lookup_plane(unit, plane, tile, of_tile)
-        return [[self.target.widen([part[_ALL] for part in row], weights) for row in of_tile] for of_tile in accs]
+                    self._lookup_vector(unit, vector, tile, of_tile)
+        tables = inside * (UNIT // 4)
+
+        def total(parts: list[Any]) -> Expr:
+            return self.target.lookup_sum([part[_ALL] for part in parts], weights, tables)
+
+        return [[total(of_row) for of_row in of_tile] for of_tile in accs]
 
     def _prefetch(self, unit: Expr) -> None:
         if self.codes is not None:
@@ -286,17 +295,22 @@ class ProductStep:
             for acc, result in zip(of_row, results, strict=True):
                 T.buffer_store(acc, result, [_every(element)])
 
-    def _lookup_plane(self, unit: Expr, plane: int, tile: Any, accs: list[list[Any]]) -> None:
-        """One bit plane of a unit of a tile, for every chosen row."""
-        weights = self.layout.format.plane_weights
-        number = sorted(set(weights)).index(weights[plane])
-        vector = T.bind(self._vector(unit, plane, tile))
+    def _lookup_vector(self, unit: Expr, vector: int, tile: Any, of_tile: list[list[Any]]) -> None:
+        """One vector of a unit of a tile, for every chosen row: a bit plane, or half of two in pair order."""
+        all_weights = self.layout.format.plane_weights
+        pair = self.layout.slot_order == "pair"
+        weights = all_weights[vector // 2 * 2 :][:2] if pair else all_weights[vector : vector + 1]
+        sets, each, _ = self.target.lookup_accumulators(all_weights)
+        number = min(vector // 2 if pair else sorted(set(all_weights)).index(weights[0]), sets - 1)
+        packed = T.bind(self._vector(unit, vector, tile))
         for side in range(2):
-            index = T.bind(field(vector, 4 * side, 4))
-            for row, of_row in zip(self.chosen, accs, strict=True):
-                acc = of_row[number if len(of_row) > 1 else 0]
-                table = _loader(self.operands.q, (row, unit * 2 + side), 0)
-                T.buffer_store(acc, self.target.lookup(acc[_ALL], index, table, weights[plane]), [_ALL])
+            index = T.bind(field(packed, 4 * side, 4))
+            for row, of_row in zip(self.chosen, of_tile, strict=True):
+                accs = of_row[each * number :][:each]
+                table = _loader(self.operands.q, (row, unit * 2 + side), 32 * (vector % 2) if pair else 0)
+                results = self.target.lookup([acc[_ALL] for acc in accs], index, table, weights)
+                for acc, result in zip(accs, results, strict=True):
+                    T.buffer_store(acc, result, [_ALL])
 
 
 def _every(element: str) -> Expr:

@@ -97,13 +97,14 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     type_ = relax.TensorType([rows, n], dtype)
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
-    small = m <= low.target.packed_rows if m is not None else low.graph.phase == "decode"
     keep = keeps_activations(op)
-    family = "dot" if keep else _family(low, format_, m if small else None)
+    family = "dot" if keep else _family(low, format_, m)
+    few = m is None and low.graph.phase == "decode"
+    packed = few or low.target.multiplies_packed("dot" if keep else family, format_, m)
     layout = PackedLayout.create(family, format_, n, k, low.target)
     weight = low.packed(symbol, layout)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
-    if small:
+    if packed:
         static = m if m is not None and m <= 8 else None
         form = "float" if keep else family
         activations = _precomputed(low, x, form, layout, static)

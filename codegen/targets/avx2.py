@@ -5,7 +5,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from .base import Expr, Loader, Target, half, host
+from ...ir.quantization import WeightFormat
+from .base import Expr, Family, Loader, SlotOrder, Target, half, host
 
 
 class Avx2(Target):
@@ -35,20 +36,77 @@ class Avx2(Target):
         total = _pairs(accs[0], 1)
         return total if bits != 8 else total + _pairs(accs[1], 16)
 
-    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
-        del weight  # applied when the int16 accumulators are widened
-        for pair in range(2):
-            found = T.bind(
-                T.call_llvm_pure_intrin(
-                    "int8x32",
-                    "llvm.x86.avx2.pshuf.b",
-                    table(T.ramp(32 * pair, 1, 32)),
-                    T.reinterpret("int8x32", half(index, "uint8x32", bool(pair))),
-                )
-            )
-            for high in (False, True):
-                acc = acc + T.Cast("int16x16", half(found, "int8x16", high))
-        return acc
+    def order(self, family: Family, format: WeightFormat) -> SlotOrder:
+        return "pair" if family == "lookup" and format.bits % 2 == 0 else self.slot_order[family]
+
+    def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
+        # Zen 3, 8192x2048, 128 rows: 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Decode of a 1.1B Llama in
+        # 4 bits at batch 8: 43 to 50 tokens/s packed, 64 unpacked.
+        return (family == "lookup" and format.bits <= 2) or (m is not None and m <= 4)
+
+    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
+        # Two planes of 64 tables make at most 3 * 64 * 127 < 2**15; a single plane: see `_lookup_single`.
+        if len(plane_weights) % 2:
+            return len(set(plane_weights)), 2, "uint16"
+        return len(plane_weights) // 2, 1, "int16"
+
+    def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
+        if len(plane_weights) % 2:
+            sums = [_single_sum(*accs[i : i + 2], tables) for i in range(0, len(accs), 2)]
+            places = [weight.bit_length() - 1 for weight in sorted(set(plane_weights))]
+        else:
+            sums = [T.Cast("int32x16", acc) for acc in accs]
+            places = [2 * number for number in range(len(accs))]
+        total = sums[0]
+        for part, place in zip(sums[1:], places[1:], strict=True):
+            total = total + (part << T.broadcast(T.int32(place), 16))
+        return total
+
+    def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
+        if len(weights) == 2:
+            return [_lookup_pair(accs[0], index, table, weights)]
+        return _lookup_single(accs[0], accs[1], index, table)  # weighted when the group is summed
+
+
+def _shuffle(entries: Expr, index: Expr) -> Expr:
+    """int8x32: bytes of each half of `entries` at the `index` in that half."""
+    args = (T.reinterpret("int8x32", part) for part in (entries, index))
+    return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.pshuf.b", *args)
+
+
+def _lookup_single(both: Expr, odd: Expr, index: Expr, table: Loader) -> list[Expr]:
+    """One plane: two tables a register, whose halves hold 16 rows each, as 16-bit words of an even and an odd row.
+
+    Entries become unsigned (+ 128). `odd` sums those of odd rows; `both` sums whole words modulo 2**16, from which
+    `_single_sum` gets the even rows: half of 64 tables make at most 32 * 255 < 2**16."""
+    for pair in range(2):
+        entries = T.bind(table(T.ramp(32 * pair, 1, 32)) ^ T.broadcast(T.int8(-128), 32))
+        found = T.bind(T.reinterpret("uint16x16", _shuffle(entries, half(index, "uint8x32", bool(pair)))))
+        both = both + found
+        odd = odd + (found >> T.broadcast(T.uint16(8), 16))
+    return [both, odd]
+
+
+def _single_sum(both: Expr, odd: Expr, tables: Expr) -> Expr:
+    """What `_lookup_single` added up for 16 rows in `tables` tables, int32x16."""
+    even = both - (odd << T.broadcast(T.uint16(8), 16))
+    rows = [half(part, "uint16x8", False) + half(part, "uint16x8", True) for part in (even, odd)]
+    biased = T.Shuffle(rows, [lane // 2 + 8 * (lane % 2) for lane in range(16)])
+    total = biased - T.broadcast(T.Cast("uint16", tables * 128), 16)
+    return T.Cast("int32x16", T.reinterpret("int16x16", total))
+
+
+def _lookup_pair(acc: Expr, index: Expr, table: Loader, weights: Sequence[int]) -> Expr:
+    """Two tables, one a register, for two planes of 16 rows in neighbouring bytes; int16x16."""
+    smallest = min(weights)
+    word = sum(weight // smallest << 8 * i for i, weight in enumerate(weights))
+    factors = T.reinterpret("int8x32", T.broadcast(T.int16(word), 16))
+    for slot in range(2):
+        entries = T.reinterpret("uint64x2", table(T.ramp(16 * slot, 1, 16)))
+        both = T.vectorcombine("uint64x4", entries, entries)
+        found = _shuffle(both, half(index, "uint8x32", bool(slot)))
+        acc = acc + T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", factors, found)
+    return acc
 
 
 def _products(codes: Expr, columns: Expr) -> Expr:
@@ -87,9 +145,6 @@ AVX2 = Avx2(
     features=("avx2", "fma", "f16c"),
     vector_bits=256,
     slot_order={"lookup": "table", "dot": "row"},
-    # Zen 3, two threads, decode of a 1.1B Llama at batch 8, tokens/s packed and unpacked: 2 bits 55 to 63 and 75,
-    # 4 bits 43 to 50 and 64.
-    packed_rows=4,
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
     # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.5, 0.5, 0.4; 2 bits

@@ -18,20 +18,20 @@ class Avx512(Target):
         columns = T.broadcast(T.reinterpret("int32", x(T.ramp(0, 1, 4))), 16)
         return [_vpdpbusd(accs[0], codes, T.reinterpret("int8x64", columns))]
 
-    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
+    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
         del plane_weights
-        return 1, "int32"
+        return 1, 1, "int32"
 
-    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
+    def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
         # vpdpbusd sums a row's four tables, weights the plane and widens; |acc| < 64 tables * 127 * 255 < 2**21.
         index = index | T.reinterpret("uint8x64", T.broadcast(T.int32(_SLOT_OFFSETS), 16))
         found = T.call_llvm_pure_intrin(
             "int8x64", "llvm.x86.avx512.permvar.qi.512", table(T.ramp(0, 1, 64)), T.reinterpret("int8x64", index)
         )
-        return _vpdpbusd(acc, T.broadcast(T.uint8(weight), 64), found)
+        return [_vpdpbusd(accs[0], T.broadcast(T.uint8(weights[0]), 64), found)]
 
-    def widen(self, accs: Sequence[Expr], plane_weights: Sequence[int]) -> Expr:
-        del plane_weights
+    def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
+        del plane_weights, tables
         return accs[0]
 
 

@@ -3,7 +3,8 @@
 All templates work on *tiles* of 16 rows: an accumulator is `int32x16` whatever the register width, and LLVM splits it.
 So one template serves every ISA, and an ISA is the handful of methods below. Byte vectors hold 16 rows x 4 slots; in
 slot order "row" slot j of row r is byte 4*r + j (what dot-product instructions sum), in "table" order byte 16*j + r
-(what byte shuffles read).
+(what byte shuffles read). In "pair" order, of lookups with an even number of bit planes, planes 2p and 2p+1 share two
+vectors: slot j of row r of plane 2p+i is byte 32*(j%2) + 2*r + i of vector 2p + j//2 (what sums of neighbours weight).
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +21,13 @@ from ...ir.quantization import WeightFormat
 
 TILE_ROWS = 16
 """Weight rows of a tile."""
+PACKED_ROWS = 16
+"""Activation rows for which a weight is not unpacked, unless a target knows better."""
 Family = Literal["lookup", "dot"]
 """Kernels, and what a weight is packed for: table lookups, or products of codes with int8 activations."""
 Activations = Literal["lookup", "dot", "float"]
 """What a product reads of x: lookup tables, int8, or float32."""
-SlotOrder = Literal["row", "table"]
+SlotOrder = Literal["row", "table", "pair"]
 Expr = Any
 """A TIR expression (TVM's own classes have no usable static types)."""
 
@@ -62,8 +65,6 @@ class Target(ABC):
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
     rows_at_once: int = 4
     """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
-    packed_rows: int = 16
-    """Activation rows up to which a weight is multiplied as it is packed; above, it is unpacked once a tile."""
     gemm_rows: int = 4
     """Activation rows that a matrix product keeps in registers against one tile of weights."""
     half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -113,20 +114,28 @@ class Target(ABC):
         del bits
         return 0
 
-    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, str]:
-        """How many accumulators `lookup` needs for one tile, and the type of their elements."""
-        return len(set(plane_weights)), "int16"
+    def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
+        """How many sets of 16-lane accumulators lookups need for one tile (one for each weight, for each pair of planes
+        in pair order, or for all), how many accumulators a set has, and the type of their elements."""
+        return len(set(plane_weights)), 1, "int16"
+
+    def order(self, family: Family, format: WeightFormat) -> SlotOrder:
+        """The slot order of weights of `format` that are packed for `family`."""
+        del format
+        return self.slot_order[family]
 
     @abstractmethod
-    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
-        """Add to `acc` the int8 entries that `index` (uint8x64, all < 16) selects: slot j in table j of four.
+    def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
+        """One set, `accs`, with the int8 entries that `index` (uint8x64, all < 16) selects added: slot j in table j.
 
-        table: the 64 bytes of four 16-entry tables; weight: of the plane, for an ISA that applies it here."""
+        table: the bytes of 16-entry tables, four of them, or two in pair order; weights: of the planes that `index`
+        holds, one or two, for an ISA that applies them here."""
 
-    def widen(self, accs: Sequence[Expr], plane_weights: Sequence[int]) -> Expr:
-        """The weighted sum, int32x16, of the accumulators of one tile at the end of a group.
+    def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
+        """The weighted sum, int32x16, of all accumulators of one tile at the end of a group of `tables` tables.
 
         int16 holds a group: at most 64 tables of 127, and two planes of equal weight, make 2 * 64 * 127 < 2**15."""
+        del tables
         total: Expr = None
         for acc, weight in zip(accs, sorted(set(plane_weights)), strict=True):
             term = T.Cast("int32x16", acc) * T.broadcast(T.int32(weight), 16)
@@ -143,6 +152,12 @@ class Target(ABC):
             return dtype
         feature = self.half_products.get(dtype)
         return dtype if feature is not None and llvm_cpu_has_features([feature], host()) else "float32"
+
+    def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
+        """True when a weight is best multiplied as it is packed with `m` rows of activations (None: many), False when
+        it is best unpacked first, once a tile."""
+        del family, format
+        return m is not None and m <= PACKED_ROWS
 
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
         """The family of kernels that is faster for `m` rows of activations (None: many)."""

@@ -32,8 +32,9 @@ class Neon(Target):
         halves = [T.vectorcombine("int32x8", *pair) for pair in (parts[:2], parts[2:])]
         return [T.vectorcombine("int32x16", *halves)]
 
-    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
-        del weight  # applied when the int16 accumulators are widened
+    def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
+        del weights  # applied when the int16 accumulators are widened
+        (acc,) = accs
         for slot, rows in enumerate(quarters(index, "uint8")):
             found = T.call_llvm_pure_intrin(
                 "int8x16",
@@ -42,7 +43,7 @@ class Neon(Target):
                 T.reinterpret("int8x16", rows),
             )
             acc = acc + T.Cast("int16x16", found)
-        return acc
+        return [acc]
 
 
 NEON = Neon(

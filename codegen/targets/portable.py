@@ -30,12 +30,13 @@ class Portable(Target):
             acc = acc + T.Cast("int32x16", product)
         return [acc]
 
-    def lookup(self, acc: Expr, index: Expr, table: Loader, weight: int) -> Expr:
-        del weight  # applied when the int16 accumulators are widened
+    def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
+        del weights  # applied when the int16 accumulators are widened
+        (acc,) = accs
         for slot, rows in enumerate(quarters(index, "uint8")):
             found = table(T.Cast("int32x16", rows) + T.broadcast(T.int32(16 * slot), 16))
             acc = acc + T.Cast("int16x16", found)
-        return acc
+        return [acc]
 
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
         """Without a conversion instruction: exponent and mantissa move into place and are scaled by 2**112, which is

@@ -24,6 +24,8 @@ CASES = [
     (WeightFormat(4, PER_CHANNEL, "asymmetric"), 80, 300, 3, 3),
     (WeightFormat(8, 256), 64, 256, 1, 1),
     (WeightFormat(8, 64, "asymmetric"), 80, 192, 9, None),
+    (WeightFormat(1, 64, "asymmetric"), 330, 128, 7, None),  # six blocks of rows: two tasks, one of them not full
+    (WeightFormat(4, 64), 330, 128, 5, None),
 ]
 IDS = [f"{format.describe()}-{n}x{k}-m{static or 'any'}" for format, n, k, _, static in CASES]
 

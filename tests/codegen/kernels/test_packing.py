@@ -17,11 +17,13 @@ FORMATS = [
     WeightFormat(4, PER_CHANNEL),
     WeightFormat(8, 64),
 ]
-PAIRS = list(product(("lookup", "dot"), ("row", "table")))
+LAYOUTS = [
+    *((format, family, order) for format, family, order in product(FORMATS, ("lookup", "dot"), ("row", "table"))),
+    *((format, "lookup", "pair") for format in FORMATS if format.bits % 2 == 0),
+]
 
 
-@pytest.mark.parametrize("format", FORMATS, ids=WeightFormat.describe)
-@pytest.mark.parametrize(("family", "order"), PAIRS)
+@pytest.mark.parametrize(("format", "family", "order"), LAYOUTS, ids=str)
 def test_unpacking_is_the_exact_inverse(random_weight, format, family, order):
     k = 100 if format.group_size == PER_CHANNEL else 192
     weight = random_weight(format, 80, k)
@@ -49,6 +51,14 @@ def test_lookup_bytes_hold_two_table_indices(random_weight, order):
         byte = packed[0, unit, plane, 64 * tile + (4 * r + slot if order == "row" else 16 * slot + r)].item()
         low, high = nibbles[plane, row, unit * 8 + slot], nibbles[plane, row, unit * 8 + 4 + slot]
         assert byte == low + 16 * high
+
+
+def test_pair_order_puts_two_planes_of_a_row_side_by_side(random_weight):
+    weight = random_weight(WeightFormat(4, 32), 64, 64)
+    table, pair = (PackedLayout("lookup", weight.format, 64, 64, order).pack(weight)[0] for order in ("table", "pair"))
+    slots = table.view(2, 2, 2, 4, 4, 16)  # [unit, pair of planes, plane in it, tile, slot, row]
+    expected = slots.unflatten(4, (2, 2)).permute(0, 1, 4, 3, 5, 6, 2)  # half of the slots before the tile
+    assert torch.equal(pair.flatten(), expected.flatten())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
