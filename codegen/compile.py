@@ -18,7 +18,6 @@ from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
 from .schedule import schedule_elementwise
 from .targets import Target
-from .targets.base import Family
 from .weights import to_data
 
 
@@ -30,7 +29,7 @@ class CodegenOptions:
     dump: receives Relax and TIR as text. progress: told which stage runs."""
 
     strict: bool = False
-    kernel_family: Literal["auto"] | Family = "auto"
+    kernel_family: Literal["auto", "lookup", "dot"] = "auto"
     cache: ExecutableCache | None = None
     dump: Callable[[str, str], None] | None = None
     progress: Callable[[str], None] = lambda stage: None

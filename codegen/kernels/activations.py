@@ -5,10 +5,11 @@ zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A
 
     dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
     lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
+    triples q int8 [M, K/128, 43, 16]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
     float   q float32 [M, Kp]          scale float32 [M, G] = 1                  total float32 [M, G] = sum of x
 
 Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns
-(PAPERS.md section 1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly.
+(PAPERS.md section 1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly. Tables of triples: see `triples.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from ..targets.base import Activations, Expr, Target
 from . import vector_math
 from .function import kernel
 from .packing import UNIT
+from .triples import ENTRIES, SPAN, TRIPLES
 from .vector_math import absolute, constant, reduce_lanes, round_to_int
 
 LANES = 16
@@ -38,7 +40,8 @@ Value = Callable[[Expr, Expr, int], Expr]
 def precompute_outputs(family: Activations, k: int, group: int, m: Any) -> list[tuple[tuple[Any, ...], str]]:
     """Shapes and dtypes of the three results for `m` rows (an int or an expression) of `k` columns."""
     padded = -(-k // UNIT) * UNIT
-    q = (m, padded // 16, 64) if family == "lookup" else (m, padded)
+    shapes = {"lookup": (m, padded // 16, 64), "triples": (m, padded // SPAN, TRIPLES, 16)}
+    q = shapes.get(family, (m, padded))
     groups = (m, -(-padded // group))
     total = "int32" if family == "dot" else "float32"
     return [(q, "float32" if family == "float" else "int8"), (groups, "float32"), (groups, total)]
@@ -58,7 +61,7 @@ def precompute(
     splittable = m is not None and (prologue is None or prologue[0] == "gated_mlp")
     chunks = min(groups, -(-k // _TASK_COLUMNS)) if splittable and m == 1 else 1
     share = -(-groups // chunks)
-    quantize = {"dot": _quantize, "lookup": _build_tables, "float": _keep}[family]
+    quantize = {"dot": _quantize, "lookup": _build_tables, "triples": _build_triples, "float": _keep}[family]
 
     def body(*buffers: Any) -> None:
         *inputs, q, scale, total = buffers
@@ -203,6 +206,38 @@ def _build_tables(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, gr
         for j in range(4):
             value = round_to_int(table(i * LANES + 4 * j) * T.broadcast(inverse, LANES), LANES)
             T.buffer_store(q, T.Cast("int8x16", value), [row, g * (group // 16) + i, T.ramp(16 * j, 1, LANES)])
+    T.buffer_store(total, reduce_lanes(_add, sums[every], "float32", LANES), [row, g])
+
+
+def _build_triples(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
+    """One group of triples: entry v is the sum of x with the digits of v in balanced ternary, 0 from entry 14 on."""
+    every = T.ramp(0, 1, LANES)
+    sums, peak = (T.alloc_buffer((LANES,), "float32") for _ in range(2))
+    T.buffer_store(sums, constant(0.0, LANES), [every])
+    T.buffer_store(peak, constant(0.0, LANES), [every])
+    digits = [[(number + 13) // place % 3 - 1 for number in range(ENTRIES)] for place in (9, 3, 1)]
+    signs = [vector_math.constants([*of_place, *[0] * (LANES - ENTRIES)], "float32") for of_place in digits]
+
+    def table(start: Expr, width: int) -> Expr:
+        terms = [T.broadcast(x[start + i], LANES) * signs[i] for i in range(width)]
+        return sum(terms[1:], terms[0])
+
+    def every_table(emit: Callable[[Expr, Expr, Expr], None]) -> None:
+        with T.serial(0, columns // SPAN) as span:
+            with T.serial(0, TRIPLES - 1) as triple:
+                emit(span, triple, table(span * SPAN + 3 * triple, 3))
+            emit(span, T.int32(TRIPLES - 1), table(span * SPAN + SPAN - 2, 2))
+
+    with T.serial(0, columns // LANES) as i:
+        T.buffer_store(sums, sums[every] + x[T.ramp(i * LANES, 1, LANES)], [every])
+    every_table(lambda _, __, entries: T.buffer_store(peak, T.max(peak[every], absolute(entries, LANES)), [every]))
+    inverse = _store_scale(peak[every], scale, row, g)
+
+    def store(span: Expr, triple: Expr, entries: Expr) -> None:
+        value = round_to_int(entries * T.broadcast(inverse, LANES), LANES)
+        T.buffer_store(q, T.Cast("int8x16", value), [row, g * (group // SPAN) + span, triple, every])
+
+    every_table(store)
     T.buffer_store(total, reduce_lanes(_add, sums[every], "float32", LANES), [row, g])
 
 

@@ -8,7 +8,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Expr, Target
 from .packing import BLOCK_ROWS, UNIT, PackedLayout, plane_slot, quad_fields
-from .vector_math import integer, vector_type
+from .vector_math import constants, integer, vector_type
 
 LANES = TILE_ROWS
 _TILES = BLOCK_ROWS // TILE_ROWS
@@ -87,7 +87,7 @@ def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Exp
     def shifted(words: Expr, slots: list[int], bits: list[int], width: int) -> Expr:
         """Field of `width` bits at bit `bits[lane]` of the lane's slot."""
         amounts = [bit + (8 * slot if in_row else 0) for slot, bit in zip(slots, bits, strict=True)]
-        return (words >> _constants(amounts)) & integer(2**width - 1, LANES)
+        return (words >> constants(amounts, "int32")) & integer(2**width - 1, LANES)
 
     total: Expr = None
 
@@ -117,11 +117,6 @@ def _gather(load: Any, slots: list[int]) -> Expr:
     """A vector whose lane i is `load(slots[i])`."""
     loaded = {slot: T.bind(load(slot)) for slot in sorted(set(slots))}
     return T.Shuffle([loaded[slot] for slot in slots], list(range(len(slots))))
-
-
-def _constants(values: list[int]) -> Expr:
-    """A constant int32 vector."""
-    return T.Shuffle([T.int32(v) for v in values], list(range(len(values))))
 
 
 def _concatenate(pieces: list[Expr], element: str, lanes: int) -> Expr:

@@ -6,6 +6,7 @@ columns the sum is of integers; at its end scale and zero point are applied once
 
     dot     out[n] = sum_g s_g[n] * (xs_g * acc - z_g[n] * xs_g * sum(q))        acc = sum of code * q
     lookup  out[n] = sum_g s_g[n]/2 * (ts_g * acc - z'_g[n] * sum(x))            acc = sum of plane weight * table entry
+    triples out[n] = sum_g s_g[n] * ts_g * acc                                   acc = sum of signed table entries
     float   out[n] = sum_g s_g[n] * (acc - z_g[n] * sum(x))                      acc = sum of code * x, in float32
 """
 

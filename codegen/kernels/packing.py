@@ -8,7 +8,8 @@
 holds is the family's choice. *lookup*: vector p is bit plane p (in pair order two vectors share two planes); the low
 nibble of slot j is the index into the table of columns 4j..4j+3 of the unit, the high nibble into that of columns
 16+4j... *dot*: slot j holds column j of each of 8 *quads* (4 columns), whose codes are packed 8/bits to a byte, lowest
-field first; 3 bits are a 2-bit part (two vectors) and a 1-bit part (one).
+field first; 3 bits are a 2-bit part (two vectors) and a 1-bit part (one). *triples*, of ternary weights: see
+`triples.py`.
 """
 
 import math
@@ -21,8 +22,10 @@ import torch
 import tvm
 from tvm.script import tirx as T
 
+from ...ir.errors import QuantizationError
 from ...ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat
 from ..targets.base import Expr, Family, SlotOrder, Target, host
+from . import triples
 
 BLOCK_ROWS = 64
 UNIT = 32
@@ -45,6 +48,11 @@ class PackedLayout:
     def create(cls, family: Family, format: WeightFormat, n: int, k: int, target: Target) -> "PackedLayout":
         """What `target`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
         format.groups(k)
+        if family == "triples" and not triples.fits(format, k):
+            raise QuantizationError(
+                f"{format.describe()} weights of {k} columns do not pack in triples: they must be ternary, with "
+                f"columns and groups that are multiples of {triples.SPAN}"
+            )
         return cls(family, format, n, k, target.order(family, format))
 
     @property
@@ -79,7 +87,9 @@ class PackedLayout:
 
     @property
     def packed_shape(self) -> tuple[int, int, int, int]:
-        """Shape of the packed uint8 tensor: `[N/64, K/32, vectors, 256]`."""
+        """Shape of the packed uint8 tensor: `[N/64, K/32, vectors, 256]`; for triples `[N/64, K/128, 27, 64]`."""
+        if self.family == "triples":
+            return self.blocks, self.k // triples.SPAN, triples.SPAN_BYTES, BLOCK_ROWS
         return self.blocks, self.units, self.format.bits, 4 * BLOCK_ROWS
 
     @property
@@ -123,6 +133,9 @@ class PackedLayout:
         return padded.view(self.blocks, BLOCK_ROWS, self.groups).permute(0, 2, 1).contiguous()
 
     def _repack(self, codes: torch.Tensor, packed: torch.Tensor, unpack: bool) -> None:
+        if self.family == "triples":
+            triples.repack_kernel(unpack)(codes, packed)
+            return
         ternary = self.format.scheme == "ternary"
         kernel = _repack_kernel(self.family, self.format.bits, ternary, self.slot_order, unpack)
         kernel(codes, packed)

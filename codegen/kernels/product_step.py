@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Activations, Expr, Target, quarters
 from .packing import BLOCK_ROWS, UNIT, PackedLayout, quad_fields
+from .triples import SPAN, SPAN_BYTES, TRIPLES, Bits, index_bits, sign_bit
 from .vector_math import rounded
 
 TILES = BLOCK_ROWS // TILE_ROWS
@@ -158,7 +159,7 @@ class ProductStep:
     @property
     def _fixed_zero_point(self) -> float:
         """The zero point of all groups in a format that stores none; 0 after symmetrisation."""
-        if self.family == "lookup":
+        if self.family in ("lookup", "triples"):
             return 0.0
         return self.layout.format.implicit_zero_point - self._code_bias
 
@@ -180,7 +181,8 @@ class ProductStep:
 
     def _group_sums(self, g: Expr) -> list[list[Expr]]:
         """Emit the sums of one group; `result[number of tile][i]`: int32x16, or float32x16."""
-        return {"dot": self._dot_sums, "lookup": self._lookup_sums, "float": self._float_sums}[self.family](g)
+        emit = {"dot": self._dot_sums, "float": self._float_sums, "lookup": self._lookup_sums}
+        return {**emit, "triples": self._triple_sums}[self.family](g)
 
     def _units(self, g: Expr, at_once: int = 1) -> tuple[Expr, Expr]:
         """First unit of group `g`, and how many times `at_once` of them are in it."""
@@ -265,6 +267,54 @@ class ProductStep:
             return self.target.lookup_sum([part[_ALL] for part in parts], weights, tables)
 
         return [[total(of_row) for of_row in of_tile] for of_tile in accs]
+
+    def _triple_sums(self, g: Expr) -> list[list[Expr]]:
+        accs = self._accumulators(1, "int16", TILE_ROWS)
+        spans = self.layout.activation_group // SPAN
+        with T.serial(0, T.min(spans, self.layout.k // SPAN - g * spans)) as i:
+            span = T.bind(g * spans + i)
+            self._prefetch_span(span)
+            with T.serial(0, TRIPLES // 8) as eight:  # those that share a byte of signs
+                self._look_up_triples(span, 8 * eight, [[0, 1], [2, 3], [4, 5], [6, 7]], accs)
+            self._look_up_triples(span, T.int32(0), [[40, 41], [42]], accs)
+        sums: list[list[Expr]] = []
+        for first in range(0, len(self.tiles), 2):
+            pairs = zip(*accs[first : first + 2], strict=True)
+            both = [self.target.signed_sum([low[_ALL], high[_ALL]]) for (low,), (high,) in pairs]
+            sums += [list(of_tile) for of_tile in zip(*both, strict=True)]
+        return sums
+
+    def _look_up_triples(self, span: Expr, first: Expr, pairs: list[list[int]], accs: list[list[list[Any]]]) -> None:
+        """Triples of a span, by twos and counted from `first` (a multiple of 8), for every chosen row.
+
+        Two tiles at a time: the accumulators of four do not fit in 16 registers."""
+        for half_block in range(0, len(self.tiles), 2):
+            rows = T.ramp(self.tiles[half_block] * TILE_ROWS, 1, 2 * TILE_ROWS)
+            for pair in pairs:
+                indices = [T.bind(self._triple_bits(span, first // 2, index_bits(t), rows, 4)) for t in pair]
+                signs = [T.bind(self._triple_bits(span, first // 8, sign_bit(t), rows, 1)) for t in pair]
+                for i, row in enumerate(self.chosen):
+                    tables = [_loader(self.operands.q, (row, span, first + triple), 0) for triple in pair]
+                    buffers = [of_tile[i][0] for of_tile in accs[half_block : half_block + 2]]
+                    results = self.target.signed_lookup([b[_ALL] for b in buffers], indices, signs, tables)
+                    for buffer, result in zip(buffers, results, strict=True):
+                        T.buffer_store(buffer, result, [_ALL])
+
+    def _triple_bits(self, span: Expr, first: Expr, at: Bits, rows: Expr, bits: int) -> Expr:
+        """uint8x32: an index of 4 bits in the low bits of every byte, or a sign in its top bit.
+
+        Shifted as 16-bit words: what crosses over from a neighbour is masked, or stays below the sign."""
+        vector = self.operands.packed[self.block, span, first + at.byte, rows]
+        words = T.reinterpret("uint16x16", vector)
+        if bits == 1:
+            return T.reinterpret("uint8x32", words << T.broadcast(T.uint16(7 - at.shift), 16))
+        return T.reinterpret("uint8x32", words >> T.broadcast(T.uint16(at.shift), 16)) & T.broadcast(T.uint8(15), 32)
+
+    def _prefetch_span(self, span: Expr) -> None:
+        ahead = span + max(1, _PREFETCH_BYTES // (SPAN_BYTES * BLOCK_ROWS))
+        for b in range(SPAN_BYTES):
+            address = T.address_of(self.operands.packed[self.block, ahead, b, 0])
+            T.evaluate(T.call_intrin("void", "tirx.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
 
     def _prefetch(self, unit: Expr) -> None:
         if self.codes is not None:

@@ -24,6 +24,11 @@ def constant(value: float, lanes: int) -> Expr:
     return T.float32(value) if lanes == 1 else T.broadcast(T.float32(value), lanes)
 
 
+def constants(values: Sequence[float], dtype: str) -> Expr:
+    """A vector of `values`."""
+    return T.Shuffle([tirx.const(value, dtype) for value in values], list(range(len(values))))
+
+
 def integer(value: int, lanes: int) -> Expr:
     """int32 `value` in every lane."""
     return T.int32(value) if lanes == 1 else T.broadcast(T.int32(value), lanes)

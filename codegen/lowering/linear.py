@@ -12,6 +12,7 @@ from tvm import relax
 
 from ...ir.quantization import WeightFormat
 from ...ir.rewriting import keeps_activations, parameter_symbol, quantized_format
+from ..kernels import triples
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
 from ..kernels.lowbit_gemm import low_bit_gemm
@@ -98,7 +99,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
     keep = keeps_activations(op)
-    family = "dot" if keep else _family(low, format_, m)
+    family = "dot" if keep else _family(low, format_, k, m)
     few = m is None and low.graph.phase == "decode"
     packed = few or low.target.multiplies_packed("dot" if keep else family, format_, m)
     layout = PackedLayout.create(family, format_, n, k, low.target)
@@ -121,11 +122,12 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     return low.reshape(result, low.sizes(op.out))
 
 
-def _family(low: Lowering, format_: WeightFormat, m: int | None) -> Family:
-    """Prefill and decode graphs must agree on one packed form: the table is asked for a single row."""
-    if low.kernel_family != "auto":
-        return low.kernel_family
-    return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+def _family(low: Lowering, format_: WeightFormat, k: int, m: int | None) -> Family:
+    """Prefill and decode graphs must agree on one packed form: the target is asked for a single row."""
+    family = low.kernel_family
+    if family == "auto":
+        family = low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+    return "triples" if family == "lookup" and triples.fits(format_, k) else family
 
 
 def _precomputed(low: Lowering, x: Any, family: Activations, layout: PackedLayout, m: int | None) -> list[relax.Var]:

@@ -37,12 +37,12 @@ class Avx2(Target):
         return total if bits != 8 else total + _pairs(accs[1], 16)
 
     def order(self, family: Family, format: WeightFormat) -> SlotOrder:
-        return "pair" if family == "lookup" and format.bits % 2 == 0 else self.slot_order[family]
+        return "pair" if family == "lookup" and format.bits % 2 == 0 else super().order(family, format)
 
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         # Zen 3, 8192x2048, 128 rows: 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Decode of a 1.1B Llama in
         # 4 bits at batch 8: 43 to 50 tokens/s packed, 64 unpacked.
-        return (family == "lookup" and format.bits <= 2) or (m is not None and m <= 4)
+        return family == "triples" or (family == "lookup" and format.bits <= 2) or (m is not None and m <= 4)
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
         # Two planes of 64 tables make at most 3 * 64 * 127 < 2**15; a single plane: see `_lookup_single`.
@@ -52,7 +52,7 @@ class Avx2(Target):
 
     def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
         if len(plane_weights) % 2:
-            sums = [_single_sum(*accs[i : i + 2], tables) for i in range(0, len(accs), 2)]
+            sums = [_single_sum(accs[i], accs[i + 1], tables) for i in range(0, len(accs), 2)]
             places = [weight.bit_length() - 1 for weight in sorted(set(plane_weights))]
         else:
             sums = [T.Cast("int32x16", acc) for acc in accs]
@@ -67,11 +67,44 @@ class Avx2(Target):
             return [_lookup_pair(accs[0], index, table, weights)]
         return _lookup_single(accs[0], accs[1], index, table)  # weighted when the group is summed
 
+    def signed_lookup(
+        self, accs: Sequence[Expr], indices: Sequence[Expr], signs: Sequence[Expr], tables: Sequence[Loader]
+    ) -> list[Expr]:
+        # The entries of two tables in neighbouring bytes are added as they are widened. An accumulator has rows 0..7
+        # and 16..23 or, the second, the others: see `signed_sum`.
+        found = [
+            T.bind(_signed(_shuffle(_both_halves(table), index), sign))
+            for index, sign, table in zip(indices, signs, tables, strict=True)
+        ]
+        found = found if len(found) == 2 else [*found, T.broadcast(T.int8(0), 32)]
+        results = []
+        for acc, start in zip(accs, (0, 8), strict=True):
+            lanes = [start + 16 * (i // 16) + i % 16 // 2 + 32 * (i % 2) for i in range(32)]
+            pairs, ones = T.Shuffle(found, lanes), T.broadcast(T.int8(1), 32)
+            results.append(acc + T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", ones, pairs))
+        return results
+
+    def signed_sum(self, accs: Sequence[Expr]) -> list[Expr]:
+        tiles = [[half(acc, "int16x8", second) for acc in accs] for second in (False, True)]
+        return [T.Cast("int32x16", T.vectorcombine("int16x16", *parts)) for parts in tiles]
+
 
 def _shuffle(entries: Expr, index: Expr) -> Expr:
     """int8x32: bytes of each half of `entries` at the `index` in that half."""
     args = (T.reinterpret("int8x32", part) for part in (entries, index))
     return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.pshuf.b", *args)
+
+
+def _both_halves(table: Loader, start: int = 0) -> Expr:
+    """A register with one table, 16 bytes from `start`, in each half."""
+    entries = T.reinterpret("uint64x2", table(T.ramp(start, 1, 16)))
+    return T.vectorcombine("uint64x4", entries, entries)
+
+
+def _signed(values: Expr, sign: Expr) -> Expr:
+    """`values`, negative where the top bit of `sign` is set."""
+    nonzero = T.reinterpret("int8x32", sign | T.broadcast(T.uint8(1), 32))  # psign makes 0 of what a zero byte signs
+    return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", values, nonzero)
 
 
 def _lookup_single(both: Expr, odd: Expr, index: Expr, table: Loader) -> list[Expr]:
@@ -102,9 +135,7 @@ def _lookup_pair(acc: Expr, index: Expr, table: Loader, weights: Sequence[int]) 
     word = sum(weight // smallest << 8 * i for i, weight in enumerate(weights))
     factors = T.reinterpret("int8x32", T.broadcast(T.int16(word), 16))
     for slot in range(2):
-        entries = T.reinterpret("uint64x2", table(T.ramp(16 * slot, 1, 16)))
-        both = T.vectorcombine("uint64x4", entries, entries)
-        found = _shuffle(both, half(index, "uint8x32", bool(slot)))
+        found = _shuffle(_both_halves(table, 16 * slot), half(index, "uint8x32", bool(slot)))
         acc = acc + T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", factors, found)
     return acc
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tvm.script import tirx as T
 
+from .avx2 import Avx2
 from .base import Expr, Loader, Target
 
 _SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byte 16 * j of the register
@@ -33,6 +34,8 @@ class Avx512(Target):
     def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
         del plane_weights, tables
         return accs[0]
+
+    signed_lookup, signed_sum = Avx2.signed_lookup, Avx2.signed_sum
 
 
 def _vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:

@@ -23,10 +23,11 @@ TILE_ROWS = 16
 """Weight rows of a tile."""
 PACKED_ROWS = 16
 """Activation rows for which a weight is not unpacked, unless a target knows better."""
-Family = Literal["lookup", "dot"]
-"""Kernels, and what a weight is packed for: table lookups, or products of codes with int8 activations."""
-Activations = Literal["lookup", "dot", "float"]
-"""What a product reads of x: lookup tables, int8, or float32."""
+Family = Literal["lookup", "triples", "dot"]
+"""Kernels, and what a weight is packed for: lookups of bit planes in tables over 4 columns, lookups of ternary weights
+in tables over 3 columns, or products of codes with int8 activations."""
+Activations = Literal["lookup", "triples", "dot", "float"]
+"""What a product reads of x: lookup tables of either kind, int8, or float32."""
 SlotOrder = Literal["row", "table", "pair"]
 Expr = Any
 """A TIR expression (TVM's own classes have no usable static types)."""
@@ -60,7 +61,7 @@ class Target(ABC):
     architectures: tuple[str, ...]
     features: tuple[str, ...]
     vector_bits: int
-    slot_order: Mapping[Family, SlotOrder] = field(hash=False)
+    slot_order: Mapping[Literal["lookup", "dot"], SlotOrder] = field(hash=False)
     cross: Mapping[str, str] = field(default_factory=dict, hash=False)
     """A TVM target dict of a machine that has this ISA, for compiling where it is absent."""
     rows_at_once: int = 4
@@ -122,7 +123,7 @@ class Target(ABC):
     def order(self, family: Family, format: WeightFormat) -> SlotOrder:
         """The slot order of weights of `format` that are packed for `family`."""
         del format
-        return self.slot_order[family]
+        return self.slot_order["dot" if family == "dot" else "lookup"]
 
     @abstractmethod
     def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
@@ -142,6 +143,29 @@ class Target(ABC):
             total = term if total is None else total + term
         return total
 
+    def shuffle(self, table: Loader, index: Expr) -> Expr:
+        """int8x32: the entries of one 16-entry table at `index` (uint8x32, all < 16)."""
+        return table(T.Cast("int32x32", index))
+
+    def signed_lookup(
+        self, accs: Sequence[Expr], indices: Sequence[Expr], signs: Sequence[Expr], tables: Sequence[Loader]
+    ) -> list[Expr]:
+        """Two int16x16, for 32 rows, with the signed entries of one or two tables added.
+
+        indices: uint8x32, all < 16; signs: uint8x32, whose top bits say which entries are subtracted (the other bits
+        are arbitrary); tables: loaders of 16 int8. `signed_sum` turns the accumulators into sums."""
+        accs = list(accs)
+        for index, sign, table in zip(indices, signs, tables, strict=True):
+            mask = T.bind(T.reinterpret("int8x32", sign) >> T.broadcast(T.int8(7), 32))
+            value = T.bind((self.shuffle(table, index) ^ mask) - mask)
+            parts = [half(value, "int8x16", high) for high in (False, True)]
+            accs = [acc + T.Cast("int16x16", part) for acc, part in zip(accs, parts, strict=True)]
+        return accs
+
+    def signed_sum(self, accs: Sequence[Expr]) -> list[Expr]:
+        """What the accumulators of `signed_lookup` add up to in each of two tiles, int32x16."""
+        return [T.Cast("int32x16", acc) for acc in accs]
+
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
         """float16 to float32, `lanes` of them."""
         return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
@@ -156,9 +180,9 @@ class Target(ABC):
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         """True when a weight is best multiplied as it is packed with `m` rows of activations (None: many), False when
         it is best unpacked first, once a tile."""
-        del family, format
-        return m is not None and m <= PACKED_ROWS
+        del format
+        return family == "triples" or (m is not None and m <= PACKED_ROWS)
 
-    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+    def faster_family(self, format: WeightFormat, m: int | None) -> Literal["lookup", "dot"]:
         """The family of kernels that is faster for `m` rows of activations (None: many)."""
         return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"

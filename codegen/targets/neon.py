@@ -32,18 +32,23 @@ class Neon(Target):
         halves = [T.vectorcombine("int32x8", *pair) for pair in (parts[:2], parts[2:])]
         return [T.vectorcombine("int32x16", *halves)]
 
+    def shuffle(self, table: Loader, index: Expr) -> Expr:
+        entries = table(T.ramp(0, 1, 16))
+        halves = [_table(entries, half(index, "uint8x16", high)) for high in (False, True)]
+        return T.vectorcombine("int8x32", *halves)
+
     def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
         del weights  # applied when the int16 accumulators are widened
         (acc,) = accs
         for slot, rows in enumerate(quarters(index, "uint8")):
-            found = T.call_llvm_pure_intrin(
-                "int8x16",
-                "llvm.aarch64.neon.tbl1.v16i8",
-                table(T.ramp(16 * slot, 1, 16)),
-                T.reinterpret("int8x16", rows),
-            )
+            found = _table(table(T.ramp(16 * slot, 1, 16)), rows)
             acc = acc + T.Cast("int16x16", found)
         return [acc]
+
+
+def _table(entries: Expr, index: Expr) -> Expr:
+    """int8x16: the 16 `entries` at `index`."""
+    return T.call_llvm_pure_intrin("int8x16", "llvm.aarch64.neon.tbl1.v16i8", entries, T.reinterpret("int8x16", index))
 
 
 NEON = Neon(

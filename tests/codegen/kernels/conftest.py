@@ -96,6 +96,8 @@ def _emulate(family, layout: PackedLayout, weight: QuantizedWeight, q, scale, to
     if family == "dot":
         x = q.double() * scale.double().repeat_interleave(group, 1)[:, :kp]
         return x[:, : layout.k] @ dequantize(weight).double().T
+    if family == "triples":
+        return _emulate_triples(layout, weight, q, scale)
     columns = torch.arange(0, kp, 4)
     entries = q.view(len(q), -1, 16).double() * scale.double()[:, columns // group, None]
     bits = (F.pad(bit_planes(weight), (0, kp - layout.k), value=-1) + 1) // 2
@@ -110,3 +112,15 @@ def _emulate(family, layout: PackedLayout, weight: QuantizedWeight, q, scale, to
         groups = scale_of(torch.arange(0, kp, group))
         out -= total.double() @ (scales[:, groups] / 2 * zeros.double()[:, groups]).T
     return out
+
+
+def _emulate_triples(layout: PackedLayout, weight: QuantizedWeight, q, scale) -> torch.Tensor:
+    spans = torch.arange(layout.k // 128)
+    digits = F.pad(weight.codes.view(layout.n, -1, 128).int() - 1, (0, 1)).view(layout.n, -1, 43, 3)
+    number = (digits * torch.tensor([9, 3, 1])).sum(-1)  # [n, span, triple]
+    scales = weight.scales.double()[:, spans * layout.groups // len(spans)]
+    rows = []
+    for tables, scale_of in zip(q.double(), scale.double()[:, spans * 128 // layout.activation_group], strict=True):
+        entries = tables.expand(layout.n, -1, -1, -1).gather(-1, number.abs()[..., None])[..., 0] * number.sign()
+        rows.append((entries.sum(-1) * scale_of * scales).sum(-1))
+    return torch.stack(rows)

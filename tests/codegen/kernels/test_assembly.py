@@ -15,7 +15,10 @@ EXPECTED = {
     ("avx512", "dot", 4): {"vpdpbusd"},
     ("avx2", "lookup", 2): {"vpshufb"},
     ("avx2", "dot", 4): {"vpmaddubsw", "vpmaddwd"},
+    ("avx2", "triples", 2): {"vpshufb", "vpsignb"},
+    ("avx512", "triples", 2): {"vpshufb", "vpsignb"},
     ("neon", "lookup", 2): {"tbl"},
+    ("neon", "triples", 2): {"tbl"},
     ("neon", "dot", 4): {"sdot"},
     ("neon", "dot", 8): {"sdot"},
 }
@@ -23,7 +26,8 @@ EXPECTED = {
 
 def assembly(name: str, family: str, bits: int, cross: bool) -> str:
     target = get_target(name, cross=True)
-    layout = PackedLayout.create(family, WeightFormat(bits, 64), 128, 256, target)
+    format = WeightFormat(2, 128, "ternary") if family == "triples" else WeightFormat(bits, 64)
+    layout = PackedLayout.create(family, format, 128, 256, target)
     module = tvm.compile(low_bit_linear(layout, target, 1, "float32"), target=target.tvm_target(cross=cross))
     return module.mod.inspect_source("asm")
 
@@ -37,7 +41,7 @@ def test_cross_compiled_kernels_use_the_instructions_of_their_target(name, famil
 
 
 @pytest.mark.parametrize("name", ["avx2", "portable"])
-@pytest.mark.parametrize("family", ["lookup", "dot"])
+@pytest.mark.parametrize("family", ["lookup", "triples", "dot"])
 def test_restricted_targets_stay_within_their_isa_on_this_machine(name, family):
     if not TARGETS[name].available():
         pytest.skip(f"{name} is not present")

@@ -49,6 +49,30 @@ def test_products_are_those_of_the_dequantised_weight(
     assert (out - exact).norm() / terms.norm() < 0.012
 
 
+@pytest.mark.parametrize(
+    ("group", "n", "k", "m", "static"),
+    [(128, 80, 256, 1, 1), (256, 130, 512, 4, 4), (PER_CHANNEL, 64, 384, 6, 6), (128, 330, 128, 5, None)],
+)
+def test_triples_are_the_ternary_weight(random_weight, multiply, emulate, target, group, n, k, m, static):
+    weight, x = random_weight(WeightFormat(2, group, "ternary"), n, k), torch.randn(m, k)
+    layout = PackedLayout.create("triples", weight.format, n, k, target)
+    out, activations = multiply(layout, target, weight, x, m=static)
+    assert relative(out, emulate(layout, weight, *activations)) < 1e-6
+    assert relative(out, x.double() @ dequantize(weight).double().T) < 0.012
+
+
+def test_extreme_sums_of_triples_do_not_overflow(random_weight, multiply, emulate, target):
+    weight = random_weight(WeightFormat(2, 256, "ternary"), 64, 512)
+    weight.codes[:16], weight.codes[16:32] = 2, 0
+    x = torch.stack([torch.full((512,), 5.0), torch.full((512,), -5.0), torch.zeros(512), torch.full((512,), 1e-4)])
+    x[3, 127] = 1e4  # in the short triple of a span
+    layout = PackedLayout.create("triples", weight.format, 64, 512, target)
+    out, activations = multiply(layout, target, weight, x, m=4)
+    assert (out[2] == 0).all()
+    assert (out - emulate(layout, weight, *activations)).abs().max() < 1e-5 * out.abs().max()
+    assert relative(out[:2], x[:2].double() @ dequantize(weight).double().T) < 0.005
+
+
 @pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
 def test_floating_point_activations_are_read_as_they_are(random_weight, multiply, target, format, n, k, m, static):
     weight, x = random_weight(format, n, k), torch.randn(m, k)

@@ -20,12 +20,13 @@ FORMATS = [
 LAYOUTS = [
     *((format, family, order) for format, family, order in product(FORMATS, ("lookup", "dot"), ("row", "table"))),
     *((format, "lookup", "pair") for format in FORMATS if format.bits % 2 == 0),
+    (WeightFormat(2, 128, "ternary"), "triples", "table"),
 ]
 
 
 @pytest.mark.parametrize(("format", "family", "order"), LAYOUTS, ids=str)
 def test_unpacking_is_the_exact_inverse(random_weight, format, family, order):
-    k = 100 if format.group_size == PER_CHANNEL else 192
+    k = {PER_CHANNEL: 100, 128: 384}.get(format.group_size, 192)
     weight = random_weight(format, 80, k)
     layout = PackedLayout(family, format, 80, k, order)
     buffers = layout.pack(weight)
@@ -59,6 +60,27 @@ def test_pair_order_puts_two_planes_of_a_row_side_by_side(random_weight):
     slots = table.view(2, 2, 2, 4, 4, 16)  # [unit, pair of planes, plane in it, tile, slot, row]
     expected = slots.unflatten(4, (2, 2)).permute(0, 1, 4, 3, 5, 6, 2)  # half of the slots before the tile
     assert torch.equal(pair.flatten(), expected.flatten())
+
+
+def test_triples_are_an_index_and_a_sign(random_weight):
+    weight = random_weight(WeightFormat(2, 256, "ternary"), 100, 256)
+    packed = PackedLayout("triples", weight.format, 100, 256, "table").pack(weight)[0].int()
+    digits = torch.nn.functional.pad(weight.codes.view(100, 2, 128).int() - 1, (0, 1)).view(100, 2, 43, 3)
+    numbers = digits @ torch.tensor([9, 3, 1], dtype=torch.int32)
+    for row, span, triple in [(0, 0, 0), (99, 1, 39), (17, 0, 40), (64, 1, 42), (63, 0, 7), (5, 1, 8)]:
+        number = numbers[row, span, triple].item()
+        bytes_ = packed[row // 64, span, :, row % 64].tolist()
+        assert bytes_[triple // 2] >> 4 * (triple % 2) & 15 == abs(number)
+        sign = bytes_[22 + triple // 8] >> triple % 8 if triple < 40 else bytes_[21] >> triple - 36
+        assert sign & 1 == (number < 0)
+    assert 8 * packed[0].numel() / (64 * 256) == 1.6875  # bits a weight
+
+
+@pytest.mark.parametrize(("format", "k"), [(WeightFormat(2, 128), 256), (WeightFormat(2, 64, "ternary"), 256),
+                                           (WeightFormat(2, PER_CHANNEL, "ternary"), 192)], ids=str)  # fmt: skip
+def test_what_does_not_pack_in_triples_is_refused(format, k):
+    with pytest.raises(QuantizationError, match="do not pack in triples"):
+        PackedLayout.create("triples", format, 64, k, get_target())
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
