@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/python examples/generate.py --model tests/assets/tiny-llama --recipe w2-lut
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .

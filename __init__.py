@@ -11,11 +11,12 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
+    "calibrate": ".passes.calibration",
     "load_recipe": ".recipes.loading",
     "profile": ".torch_plugin.profiling",
     "reports": ".torch_plugin.report",
 }
-__all__ = ["LutraError", "Recipe", "__version__", "load_recipe", "profile", "reports"]
+__all__ = ["LutraError", "Recipe", "__version__", "calibrate", "load_recipe", "profile", "reports"]
 
 
 def __getattr__(name: str) -> Any:

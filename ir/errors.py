@@ -24,6 +24,10 @@ class QuantizationError(LutraError):
     """Bits, group size, scheme and shape of a weight do not fit together."""
 
 
+class CalibrationError(LutraError):
+    """Statistics of real inputs cannot be taken, or a pass needs some that are not there."""
+
+
 class CaptureError(LutraError):
     """A graph or model cannot be captured (parameters on `meta`, unsupported construct)."""
 

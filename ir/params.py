@@ -7,8 +7,9 @@ is quantised one matrix at a time, and prefill and decode graphs share one packe
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -36,6 +37,8 @@ class ParameterStore:
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     _identities: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
+    decisions: dict[Hashable, Any] = field(default_factory=dict)
+    """What passes decided for one graph and must keep to in the others, under keys of their own."""
 
     def bind(self, name: str, tensor: torch.Tensor) -> str:
         """Make `tensor` (of the model, never copied) known; raises `CaptureError` on `meta`. Returns its name.
@@ -151,13 +154,20 @@ class ParameterStore:
         """The tensor bound to `name`, or None when it is derived, unknown or released."""
         return self._originals.get(name)
 
+    def bound(self, name: str) -> torch.Tensor | None:
+        """The model's tensor that is called `name`, released or not; None when it is derived, unknown or gone."""
+        reference = self._identities.get(name)
+        return None if reference is None else reference()
+
     def originals(self) -> list[str]:
         """Names of all bound tensors."""
         return list(self._originals)
 
     def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "ParameterStore":
         """A store with the same definitions over other `tensors` (the same model structure with other weights)."""
-        other = ParameterStore(_derivations=dict(self._derivations), _stacks=dict(self._stacks))
+        other = ParameterStore(
+            _derivations=dict(self._derivations), _stacks=dict(self._stacks), decisions=self.decisions
+        )
         other._originals = {name: t for name, t in self._originals.items() if name.startswith("constant.")}
         for name, tensor in tensors.items():
             other.bind(name, tensor)

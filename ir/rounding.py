@@ -4,6 +4,7 @@ Scales are rounded to float16, their stored form, before codes are computed, so 
 use. This is the reference; `codegen/kernels/rounding.py` computes the same, fast.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,23 +44,9 @@ class RoundToNearest:
 
     def __call__(self, weight: torch.Tensor) -> QuantizedWeight:
         """Quantise; raises `QuantizationError` when the groups do not divide K or a value is not finite."""
-        groups = self.format.groups(weight.shape[1])
-        require_finite(weight)
-        n, k = weight.shape
-        codes = torch.empty(n, k, dtype=torch.uint8)
-        scales = torch.empty(n, groups, dtype=torch.float16)
-        zeros = torch.empty(n, groups, dtype=torch.float16) if self.format.has_zero_points else None
-        rows = max(1, _BLOCK_ELEMENTS // k)  # memory stays bounded and the block in cache
-        for start in range(0, n, rows):
-            block = weight[start : start + rows].detach().float().reshape(-1, groups, k // groups)
-            q, s, z = self._quantize(block)
-            codes[start : start + rows] = q.reshape(-1, k)
-            scales[start : start + rows] = s.squeeze(-1)
-            if zeros is not None and z is not None:
-                zeros[start : start + rows] = z.squeeze(-1)
-        return QuantizedWeight(codes, scales, zeros, self.format)
+        return quantize_by_blocks(weight, self.format, self.quantize_block)
 
-    def _quantize(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def quantize_block(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Codes uint8, scales float16, zero points float16 or None for `block [rows, groups, columns]`."""
         if self.format.scheme == "asymmetric":
             low, high = block.amin(-1, keepdim=True).clamp(max=0), block.amax(-1, keepdim=True).clamp(min=0)
@@ -67,10 +54,10 @@ class RoundToNearest:
             high = block.abs().amax(-1, keepdim=True)
             low = -high
         first, *others = self.shrinks
-        best = self._encode(block, *self._scale(block, low, high, first))
+        best = self.encode(block, *self._scale(block, low, high, first))
         least = self._error(block, *best) if others else None
         for shrink in others:
-            q, s, z = self._encode(block, *self._scale(block, low, high, shrink))
+            q, s, z = self.encode(block, *self._scale(block, low, high, shrink))
             error = self._error(block, q, s, z)
             assert least is not None
             better = error < least
@@ -95,9 +82,10 @@ class RoundToNearest:
             return scale, None
         return scale, (-low * (shrink or 1.0) / scale.float()).clamp(max=self.levels).half()
 
-    def _encode(
+    def encode(
         self, block: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """The nearest codes to `block` for `scale` and `zero`, with these."""
         shift = self.format.implicit_zero_point if zero is None else zero.float()
         codes = block.div(scale.float()).add_(shift).round_().clamp_(0, self.levels).to(torch.uint8)
         return codes, scale, zero
@@ -108,6 +96,30 @@ class RoundToNearest:
         """Sum of squares over each group."""
         shift = self.format.implicit_zero_point if zero is None else zero.float()
         return codes.float().sub_(shift).mul_(scale.float()).sub_(block).square_().sum(-1, keepdim=True)
+
+
+def quantize_by_blocks(
+    weight: torch.Tensor,
+    format: WeightFormat,
+    quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+) -> QuantizedWeight:
+    """`weight [N, K]` by blocks of rows, each `[rows, groups, columns]` in float32: memory stays bounded, and the block
+    in cache. `quantize` returns codes, and scales and zero points (or None) `[rows, groups, 1]`."""
+    groups = format.groups(weight.shape[1])
+    require_finite(weight)
+    n, k = weight.shape
+    codes = torch.empty(n, k, dtype=torch.uint8)
+    scales = torch.empty(n, groups, dtype=torch.float16)
+    zeros = torch.empty(n, groups, dtype=torch.float16) if format.has_zero_points else None
+    rows = max(1, _BLOCK_ELEMENTS // k)
+    for start in range(0, n, rows):
+        block = weight[start : start + rows].detach().float().reshape(-1, groups, k // groups)
+        q, s, z = quantize(block)
+        codes[start : start + rows] = q.reshape(-1, k)
+        scales[start : start + rows] = s.squeeze(-1)
+        if zeros is not None and z is not None:
+            zeros[start : start + rows] = z.squeeze(-1)
+    return QuantizedWeight(codes, scales, zeros, format)
 
 
 def require_finite(weight: torch.Tensor) -> None:

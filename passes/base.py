@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Protocol
 
 from ..ir.graph import Graph, Phase
 from ..ir.selection import Candidate
+from .calibration import Calibration
 
 Kind = Literal["fusion", "weight-static", "activation-mask", "prefill-decode", "cache-policy", "control-flow"]
 ALL_PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
@@ -28,10 +29,12 @@ class PassReport:
 
 @dataclass
 class PassContext:
-    """What a pass may ask while it runs: `select` keeps the candidates that the recipe's selector takes."""
+    """What a pass may ask while it runs: `select` keeps the candidates that the recipe's selector takes; `calibration`:
+    statistics of real inputs, where the user gave them."""
 
     report: PassReport
     select: Callable[[list[Candidate]], list[Candidate]] = lambda candidates: candidates
+    calibration: Calibration | None = None
 
 
 class Pass(Protocol):

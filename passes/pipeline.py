@@ -8,6 +8,7 @@ from ..ir.graph import Graph
 from ..ir.rewriting import clean_up, verify
 from ..ir.selection import Candidate
 from .base import PassContext, PassReport
+from .calibration import Calibration
 
 
 def run_passes(
@@ -15,6 +16,7 @@ def run_passes(
     steps: Sequence[Any],
     facts: Mapping[str, int] | None = None,
     dump: Callable[[str, str], None] | None = None,
+    calibration: Calibration | None = None,
 ) -> list[PassReport]:
     """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `when`, `allow_empty`, `origin`), run in order.
 
@@ -40,7 +42,7 @@ def run_passes(
                 )
             return chosen
 
-        step.pass_.run(graph, PassContext(report, select))
+        step.pass_.run(graph, PassContext(report, select, calibration))
         verify(graph, step.pass_.name)
         clean_up(graph)
         if dump is not None:

@@ -4,12 +4,18 @@
 %y = lutra.linear(%x, %w)                        =>    %y = lutra.linear(%x, %w)
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from ..ir.errors import QuantizationError
+import torch
+
+from ..ir.errors import CalibrationError, QuantizationError
+from ..ir.gptq import Gptq, output_error
 from ..ir.graph import Graph, Phase
-from ..ir.quantization import PER_CHANNEL, Scheme, WeightFormat
+from ..ir.half_quadratic import HalfQuadratic
+from ..ir.params import ParameterStore
+from ..ir.quantization import PER_CHANNEL, QuantizedWeight, Scheme, WeightFormat, dequantize
 from ..ir.rewriting import (
     GatedMlpOp,
     LinearOp,
@@ -29,6 +35,8 @@ from ..ir.rewriting import (
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
 from .base import ALL_PHASES, Kind, PassContext
+from .bit_budget import BitBudget
+from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
 
 
@@ -36,31 +44,40 @@ from .fuse_linear import linear_patterns
 class QuantizeWeights:
     """Group quantisation of linear weights (PAPERS.md section 1; formats in `ir/quantization.py`).
 
-    bits: 1, 2, 3, 4 or 8. group_size: input columns a scale, 32, 64, 128, 256 or "channel". scheme: symmetric,
-    asymmetric or ternary. method: `rtn`, round to nearest, data-free. range_search: try narrower ranges per group for
-    the least squared error. activations: `int8` lets products quantise their input per token and group (about 1 %
-    of relative error); `float` keeps it as it is, which costs speed."""
+    bits: 1, 2, 3, 4 or 8, or `{average: 3, choices: [2, 3, 4]}`: every layer gets one of the choices within that
+    average, the widest where errors matter most (`bit_budget.py`): by the loss that they cause in a calibration, to
+    first order, or without one by the squared error of the weights. group_size: input columns a scale, 32, 64, 128,
+    256 or "channel". scheme: symmetric, asymmetric or ternary. method: `rtn`, round to nearest; `hqq`, data-free, a
+    robust norm instead of the largest weight decides on scales or zero points (`ir/half_quadratic.py`); `gptq`, errors
+    of the product on calibration inputs are compensated (`ir/gptq.py`): needs `options["calibration"]`. range_search:
+    try narrower ranges per group for the least squared error (what `hqq` starts from, and `gptq` for each group).
+    activations: `int8` lets products quantise their input per token and group (about 1 % of relative error); `float`
+    keeps it as it is, which costs speed."""
 
     name: ClassVar[str] = "quantize-weights"
     kind: ClassVar[Kind] = "weight-static"
     phases: ClassVar[tuple[Phase, ...]] = ALL_PHASES
 
-    bits: int = 4
+    bits: int | BitBudget = 4
     group_size: int | Literal["channel"] = 128
     scheme: Scheme = "symmetric"
-    method: Literal["rtn"] = "rtn"
+    method: Literal["rtn", "hqq", "gptq"] = "rtn"
     range_search: bool = False
     activations: Literal["int8", "float"] = "int8"
 
     def __post_init__(self) -> None:
-        self.format  # noqa: B018  (raises for a combination that does not exist)
+        if isinstance(self.bits, BitBudget) and self.scheme == "ternary":
+            raise QuantizationError("ternary weights have one width: give bits: 2, or another scheme with a budget")
+        for bits in self._choices:  # raises for a combination that does not exist
+            self.format(bits)
 
     @property
-    def format(self) -> WeightFormat:
-        """The weight format that the parameters describe."""
-        return WeightFormat(
-            self.bits, PER_CHANNEL if self.group_size == "channel" else int(self.group_size), self.scheme
-        )
+    def _choices(self) -> tuple[int, ...]:
+        return self.bits.choices if isinstance(self.bits, BitBudget) else (self.bits,)
+
+    def format(self, bits: int) -> WeightFormat:
+        """The weight format of a layer that gets `bits`."""
+        return WeightFormat(bits, PER_CHANNEL if self.group_size == "channel" else int(self.group_size), self.scheme)
 
     def run(self, graph: Graph, context: PassContext) -> None:
         """Quantise every selected linear whose weight is still a floating-point parameter."""
@@ -75,33 +92,102 @@ class QuantizeWeights:
         def split_merged(op: Any, rewriter: Any) -> bool:
             return _unmerge(graph, op, rewriter, chosen)
 
-        def quantize(op: Any, rewriter: Any) -> bool:
-            return self._quantize(graph, op, rewriter, chosen)
-
         apply_patterns(graph, {"lutra.linear": [split_merged]}, context.report.count)
+        layers = {
+            symbol: paths(op) or ("",)
+            for op in graph.operations
+            if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None
+        }
+        formats = {symbol: self.format(bits) for symbol, bits in self._widths(graph.store, context, layers).items()}
+
+        def quantize(op: Any, rewriter: Any) -> bool:
+            symbol = self._weight_of(op, chosen)
+            return symbol is not None and self._quantize(graph, context, op, rewriter, symbol, formats[symbol])
+
         patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize]}
         apply_patterns(graph, patterns, context.report.count)
 
-    def _quantize(self, graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
+    def _weight_of(self, op: Any, chosen: set[str]) -> str | None:
+        """The symbol of the floating-point weight of a linear that the selector took whole."""
         symbol = parameter_symbol(op.weight)
+        taken = symbol is not None and quantized_format(op.weight.type) is None and set(paths(op) or ("",)) <= chosen
+        return symbol if taken else None
+
+    def _quantize(
+        self, graph: Graph, context: PassContext, op: Any, rewriter: Any, symbol: str, format: WeightFormat
+    ) -> bool:
         own = paths(op) or ("",)
-        if symbol is None or quantized_format(op.weight.type) is not None or not set(own) <= chosen:
-            return False
         n, k = static_shape(op.weight)
         try:
-            type_ = quantized_type(n, k, self.format)
+            type_ = quantized_type(n, k, format)
         except QuantizationError as error:
             raise QuantizationError(f"{', '.join(filter(None, own)) or symbol}: {error}") from None
-        suffix = "-search" if self.range_search else ""
-        compute = RoundToNearest(self.format, self.range_search)
-        name = graph.store.derive(f"{symbol}@{self.format.describe()}{suffix}", [symbol], compute)
+        suffix = ("-search" if self.range_search else "") + ("" if self.method == "rtn" else f"-{self.method}")
+        if self.method == "gptq" and context.calibration is not None:
+            suffix += f"-{context.calibration.fingerprint}"
+        name = f"{symbol}@{format.describe()}{suffix}"
+        if name not in graph.store:
+            graph.store.derive(name, [symbol], self._rule(graph.store, context, symbol, own, format))
         weight = build(ParamOp, rewriter, op, name, type_).out
         keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
         new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
         if self.activations == "float":
             keep_activations(new)
         rewriter.replace_op(op, new.operation)
+        if isinstance(self.bits, BitBudget):
+            context.report.count(f"{format.bits} bits")
         return True
+
+    def _rule(
+        self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat
+    ) -> Callable[[torch.Tensor], QuantizedWeight]:
+        """What turns the weight `symbol` into codes."""
+        if self.method == "hqq":
+            return HalfQuadratic(format, self.range_search)
+        if self.method == "rtn":
+            return RoundToNearest(format, self.range_search)
+        found = _statistics(store, context.calibration, symbol)
+        if found is None:
+            given = "was not reached by the calibration" if context.calibration else "needs a calibration"
+            raise CalibrationError(
+                f"{', '.join(filter(None, own)) or symbol}: quantize-weights with method gptq {given}: pass "
+                'options={"calibration": lutra.calibrate(model, batches)}, or use method hqq, which needs no data'
+            )
+        return Gptq(format, found.gram, self.range_search)
+
+    def _widths(
+        self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
+    ) -> Mapping[str, int]:
+        """Bits of every weight; those of a budget are decided once for all graphs of the model."""
+        if not isinstance(self.bits, BitBudget):
+            return dict.fromkeys(layers, self.bits)
+        calibration = context.calibration
+        decided = store.decisions.setdefault((self, calibration and calibration.fingerprint), {})
+        errors: dict[str, dict[int, float]] = {}
+        for symbol in layers.keys() - decided.keys():
+            weight, found = store.tensor(symbol).detach().float(), _statistics(store, calibration, symbol)
+            errors[symbol] = {}
+            for bits in self.bits.choices:
+                rounded = dequantize(self._rule(store, context, symbol, layers[symbol], self.format(bits))(weight))
+                by_row = (
+                    (weight - rounded).square().sum(1) if found is None else output_error(weight, rounded, found.gram)
+                )
+                errors[symbol][bits] = float((by_row if found is None else by_row * found.sensitivity).sum())
+        decided.update(self.bits.allocate(errors, {symbol: store.tensor(symbol).numel() for symbol in errors}))
+        return decided
+
+
+def _statistics(store: ParameterStore, calibration: Calibration | None, symbol: str) -> LinearStatistics | None:
+    """Statistics of the layers whose weights are the rows of `symbol`; None when some are missing."""
+    if calibration is None:
+        return None
+    found = []
+    for part in store.parts(symbol) or (symbol,):
+        found.append(calibration.of(next((store.bound(name) for name in store.sources(part)), None)))
+    if any(entry is None for entry in found):
+        return None
+    known = [entry for entry in found if entry is not None]
+    return LinearStatistics(known[0].gram, torch.cat([entry.sensitivity for entry in known]), known[0].rows)
 
 
 def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:

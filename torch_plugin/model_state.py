@@ -58,7 +58,7 @@ class ModelState:
         dump = Dump.start(self.options.dump, graph, functional)
         with CompileProgress(self.options.progress, graph) as progress:
             progress.step("passes")
-            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump)
+            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump, self.options.calibration)
             progress.step("code")
             codegen = CodegenOptions(
                 strict=self.options.strict,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..ir.errors import OptionError, did_you_mean
+from ..passes.calibration import Calibration
 from ..recipes.schema import Recipe
 
 
@@ -22,6 +23,9 @@ class Options(BaseModel):
         "none", description="library name, path, YAML text, dict or Recipe"
     )
     vars: dict[str, Any] = Field({}, description="overrides of the recipe's variables")
+    calibration: Calibration | None = Field(
+        None, exclude=True, description="what lutra.calibrate returned, for passes that need it"
+    )
     strict: bool = Field(False, description="an operator without a lowering is an error instead of a torch call")
     dump: Path | None = Field(None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)")
     release_weights: bool = Field(False, description="free originals that every graph reads in packed form")
@@ -61,6 +65,5 @@ class Options(BaseModel):
 
     def fingerprint(self) -> str:
         """Equal for equal options: graphs of one model compiled under it share their packed weights."""
-        return hashlib.sha256(
-            json.dumps(self.model_dump(mode="json"), sort_keys=True, default=str).encode()
-        ).hexdigest()
+        data = self.model_dump(mode="json") | {"calibration": repr(self.calibration)}
+        return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

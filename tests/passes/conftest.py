@@ -19,6 +19,7 @@ from lutra.ir.params import ParameterStore
 from lutra.ir.rewriting import operator_name
 from lutra.ir.types import TensorType, tensor_type
 from lutra.passes.base import PassReport
+from lutra.passes.calibration import Calibration
 from lutra.passes.pipeline import run_passes
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
@@ -120,10 +121,11 @@ class Interpreted:
         """Results of the graph as it is now for the arguments of the last call."""
         return interpret(self.graph, self.arguments)
 
-    def rewrite(self, *entries: Any) -> list[PassReport]:
+    def rewrite(self, *entries: Any, calibration: Calibration | None = None) -> list[PassReport]:
         """Run more passes on the graph."""
         recipe = {"lutra": 1, "name": "more", "passes": list(entries)}
-        return run_passes(self.graph, load_recipe(recipe, available_passes()).steps, self.facts)
+        steps = load_recipe(recipe, available_passes()).steps
+        return run_passes(self.graph, steps, self.facts, calibration=calibration)
 
     def counts(self) -> Counter[str]:
         """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""

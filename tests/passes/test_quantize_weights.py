@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from lutra.ir.errors import QuantizationError, SelectorError
+from lutra import calibrate
+from lutra.ir.errors import CalibrationError, QuantizationError, RecipeError, SelectorError
+from lutra.ir.gptq import Gptq
+from lutra.ir.half_quadratic import HalfQuadratic
 from lutra.ir.quantization import WeightFormat, dequantize
 from lutra.ir.rewriting import operator_name, paths, quantized_format
 from lutra.ir.rounding import RoundToNearest
@@ -183,3 +186,89 @@ def test_library_recipes_quantise_every_linear_and_keep_four_bits_for_the_head(
     assert {path: format_ for path, format_ in found.items() if not any(c.isdigit() for c in path)} == outside
     assert {format_ for path, format_ in found.items() if path not in outside} == {"s2g64"}
     assert backend.counts()["linear"] == 0
+
+
+def with_weights(model: nn.Module, rule_of: Callable[[nn.Linear], Callable[[torch.Tensor], Any]]) -> nn.Module:
+    """A copy of `model` with the weight of every linear replaced by what its rule makes of it."""
+    other = copy.deepcopy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            other.get_submodule(name).weight = nn.Parameter(dequantize(rule_of(module)(module.weight)))
+    return other
+
+
+def block_calibration(model: nn.Module) -> Any:
+    return calibrate(model, [torch.randn(50, 64), torch.randn(30, 64)], loss=lambda y: y[0].square().sum() + y[1].sum())
+
+
+def test_hqq_and_gptq_compute_with_the_weights_of_their_rules(block: tuple[nn.Module, Any, torch.Tensor]):
+    model, backend, x = block
+    format_, calibration = WeightFormat(3, 32), block_calibration(model)
+    chosen = {"modules": ["q", "k", "down", "head"]}
+    entry = {"bits": 3, "group_size": 32, "method": "gptq", "range_search": True}
+    backend.rewrite({"quantize-weights": {**entry, "select": chosen}}, calibration=calibration)
+    backend.rewrite({"quantize-weights": {"bits": 3, "group_size": 32, "method": "hqq"}})
+
+    def rule(module: nn.Linear) -> Any:
+        if module in (model.gate, model.up):
+            return HalfQuadratic(format_)
+        found = calibration.of(module.weight)
+        assert found is not None
+        return Gptq(format_, found.gram, True)
+
+    check_values(backend, with_weights(model, rule), x)
+    symbols = {op.sym.value for op in backend.graph.operations if operator_name(op) == "lutra.param"}
+    assert any(symbol.endswith(f"@s3g32-search-gptq-{calibration.fingerprint}") for symbol in symbols)
+
+
+def test_gptq_without_what_it_needs_is_refused(block: tuple[nn.Module, Any, torch.Tensor]):
+    model, backend, _ = block
+    entry = {"quantize-weights": {"method": "gptq", "group_size": 32}}
+    with pytest.raises(CalibrationError, match=r"needs a calibration.*lutra\.calibrate"):
+        backend.rewrite(entry)
+    partial = calibrate(model.head, [torch.randn(4, 64)], loss=lambda y: y.sum())
+    with pytest.raises(CalibrationError, match="was not reached by the calibration"):
+        backend.rewrite(entry, calibration=partial)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_budget_is_spent_where_errors_matter_and_decided_once(
+    calibrated: bool, block: tuple[nn.Module, Any, torch.Tensor]
+):
+    model, backend, x = block
+    with torch.no_grad():
+        dict(model.named_parameters())["head.weight"] *= 30  # by weights alone its errors are by far the largest
+    calibration = block_calibration(model) if calibrated else None
+    entry = {"bits": {"average": 3, "choices": [2, 3, 4]}, "group_size": 32}
+    (report,) = backend.rewrite({"quantize-weights": entry}, calibration=calibration)
+    found = formats(backend)
+    sizes = {name: module.weight.numel() for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    widths = {name: int(short[1]) for name, short in found.items()}
+    assert sum(widths[n] * size for n, size in sizes.items()) <= 3 * sum(sizes.values())
+    assert widths["head"] == 4 and min(widths.values()) == 2
+    assert sum(report.changed[f"{bits} bits"] for bits in set(widths.values())) == len(set(backend_weights(backend)))
+    rules = {name: RoundToNearest(WeightFormat(bits, 32)) for name, bits in widths.items()}
+    named = {module: name for name, module in model.named_modules()}
+    check_values(backend, with_weights(model, lambda module: rules[named[module]]), x)
+    (decided,) = backend.store.decisions.values()
+    assert {symbol.split("@")[0] for symbol in backend_weights(backend)} == set(decided)
+
+
+def backend_weights(backend: Any) -> list[str]:
+    """Symbols of the quantised weights of the graph."""
+    names = (op.sym.value for op in backend.graph.operations if operator_name(op) == "lutra.param")
+    return [name for name in names if "@" in name]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"bits": {"average": 5}}, "outside the choices"),
+        ({"bits": {"average": 3, "chioces": [2, 4]}}, "chioces"),
+        ({"bits": {"average": 3}, "scheme": "ternary"}, "one width"),
+        ({"method": "gtpq"}, "method"),
+    ],
+)
+def test_wrong_budgets_and_methods_are_refused(parameters: dict[str, Any], message: str):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe({"lutra": 1, "name": "x", "passes": [{"quantize-weights": parameters}]}, available_passes())

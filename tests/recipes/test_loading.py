@@ -124,7 +124,7 @@ PLACES = [
     (TEXT.replace("- fuse:", "- fuze:"), ":4: there is no pass 'fuze': did you mean 'fuse'?"),
     (TEXT.replace("bits:", "bit:"), ":6: pass 'quantize-weights' has no parameter 'bit': did you mean 'bits'?"),
     (TEXT.replace("bits: 2", "bits: 5"), ":5: pass 'quantize-weights': bits = 5 is not supported: use one of 1, 2, 3"),
-    (TEXT.replace("bits: 2", "bits: two"), ":6: bits: Input should be a valid integer"),
+    (TEXT.replace("bits: 2", "bits: two"), ":6: bits.int: Input should be a valid integer"),
     (TEXT.replace("group_size: 64", "group_size: 48"), "group_size = 48 is not supported"),
     (TEXT.replace("phase: decode", "phase: decoding"), ":8: phase"),
     (
