@@ -237,7 +237,7 @@ def test_a_budget_is_spent_where_errors_matter_and_decided_once(
 ):
     model, backend, x = block
     with torch.no_grad():
-        dict(model.named_parameters())["head.weight"] *= 30  # by weights alone its errors are by far the largest
+        dict(model.named_parameters())["head.weight"].mul_(30)  # by weights alone its errors are by far the largest
     calibration = block_calibration(model) if calibrated else None
     entry = {"bits": {"average": 3, "choices": [2, 3, 4]}, "group_size": 32}
     (report,) = backend.rewrite({"quantize-weights": entry}, calibration=calibration)

@@ -1,5 +1,6 @@
 """`torch.compile(model, backend="lutra")` from end to end on small models."""
 
+import copy
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import transformers as tf
 from lutra.codegen.targets import TARGETS, get_target
+from lutra.ir.gptq import Gptq
 from lutra.ir.quantization import WeightFormat, dequantize
 from lutra.ir.rounding import RoundToNearest
 from torch import nn
@@ -144,6 +146,24 @@ def test_a_quantised_prefill_computes_in_integers(recipe: str, kernel: str):
     assert kernel in prefill.kernels and not any("torch:linear" in name for name in prefill.kernels)
     quantise_in_place(reference, recipe)
     assert relative(got, steps(reference, model.config, tokens)[0][0]) < 0.06
+
+
+def test_gptq_weights_serve_every_graph_after_their_originals_are_gone():
+    model, tokens = llama(), torch.randint(0, 256, (1, 12))
+    calibration, reference = lutra.calibrate(model, [torch.randint(0, 256, (2, 40))]), copy.deepcopy(model)
+    for of_model, of_reference in zip(model.modules(), reference.modules(), strict=True):
+        if isinstance(of_model, nn.Linear):
+            found = calibration.of(of_model.weight)
+            assert found is not None
+            of_reference.weight = nn.Parameter(dequantize(Gptq(WeightFormat(3, 64), found.gram)(of_model.weight)))
+    entry = {"bits": 3, "group_size": 64, "method": "gptq", "activations": "float"}
+    recipe = {"lutra": 1, "name": "gptq", "passes": [{"fuse": {}}, {"quantize-weights": entry}]}
+    options = {"recipe": recipe, "calibration": calibration, "release_weights": True}
+    fast = torch.compile(model, backend="lutra", options=options)
+    for got, expected in zip(
+        steps(fast, model.config, tokens)[0], steps(reference, model.config, tokens)[0], strict=True
+    ):
+        assert relative(got, expected) < 1e-4
 
 
 def quantise_in_place(model: nn.Module, recipe: str) -> None:
