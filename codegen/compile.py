@@ -18,18 +18,19 @@ from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
 from .schedule import schedule_elementwise
 from .targets import Target
+from .targets.base import Family
 from .weights import to_data
 
 
 @dataclass(frozen=True)
 class CodegenOptions:
-    """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup" or "dot". cache: None
-    compiles anew.
+    """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup", "triples" or "dot".
+    cache: None compiles anew.
 
     dump: receives Relax and TIR as text. progress: told which stage runs."""
 
     strict: bool = False
-    kernel_family: Literal["auto", "lookup", "dot"] = "auto"
+    kernel_family: Literal["auto"] | Family = "auto"
     cache: ExecutableCache | None = None
     dump: Callable[[str, str], None] | None = None
     progress: Callable[[str], None] = lambda stage: None

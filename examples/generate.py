@@ -144,7 +144,7 @@ def main(
     window: Annotated[int, typer.Option(help="tokens a window of held-out text", min=2)] = 512,
     windows: Annotated[int, typer.Option(help="windows of held-out text; 0 leaves quality out", min=0)] = 24,
     rounds: Annotated[int, typer.Option(help="generations by each engine", min=1)] = 5,
-    kernel_family: Annotated[str, typer.Option(help="auto, lookup or dot")] = "auto",
+    kernel_family: Annotated[str, typer.Option(help="auto, lookup, triples or dot")] = "auto",
 ) -> None:
     """Stream a completion, then compare eager and lutra: speed, memory, quality."""
     console = Console()

@@ -173,9 +173,10 @@ class ParameterStore:
             other.bind(name, tensor)
         return other
 
-    def packed_bytes(self) -> int:
-        """Bytes of all packed buffers."""
-        return sum(t.numel() * t.element_size() for buffers in self._packed.values() for t in buffers)
+    def packed_bytes(self, name: str | None = None) -> int:
+        """Bytes of all packed buffers, or of those of quantised `name`."""
+        chosen = (buffers for (symbol, _), buffers in self._packed.items() if name in (None, symbol))
+        return sum(t.numel() * t.element_size() for buffers in chosen for t in buffers)
 
     def sources(self, name: str) -> set[str]:
         """The original names that `name` is computed from (itself, when it is an original)."""

@@ -84,8 +84,8 @@ def weights_read_eagerly(model: torch.nn.Module) -> int:
 def weights_read(graph: Graph) -> int:
     """Bytes of weights that one call of compiled `graph` reads: low-bit codes with their scales and zero points, and
     what stayed a plain tensor; of embeddings it reads a few rows, which do not count."""
-    read = {op.sym.value: _weight_bytes(op.out.type) for op in graph.operations if _read_whole(op)}
-    return sum(read.values())
+    read = {op.sym.value: op.out.type for op in graph.operations if _read_whole(op)}
+    return sum(graph.store.packed_bytes(name) or _weight_bytes(type_) for name, type_ in read.items())
 
 
 def weights_resident(graphs: Iterable[Graph]) -> int:

@@ -25,7 +25,7 @@ from ...ir.operator_call import OperatorCall
 from ...ir.rewriting import operator_name, paths
 from ...ir.shapes import SymbolicValue, symbolic_values
 from ..kernels.packing import PackedLayout
-from ..targets.base import Target
+from ..targets.base import Family, Target
 from ..weights import PackedWeight, PlainWeight, WeightSource
 from .registry import DECLINED, LOWERINGS
 from .symbols import Symbols
@@ -63,7 +63,7 @@ class Lowering:
 
     graph: Graph
     target: Target
-    kernel_family: Literal["auto", "lookup", "dot"] = "auto"
+    kernel_family: Literal["auto"] | Family = "auto"
     strict: bool = False
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: Symbols = field(default_factory=Symbols)

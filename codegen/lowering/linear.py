@@ -124,10 +124,11 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
 
 def _family(low: Lowering, format_: WeightFormat, k: int, m: int | None) -> Family:
     """Prefill and decode graphs must agree on one packed form: the target is asked for a single row."""
-    family = low.kernel_family
-    if family == "auto":
-        family = low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
-    return "triples" if family == "lookup" and triples.fits(format_, k) else family
+    if low.kernel_family == "triples":
+        return "triples" if triples.fits(format_, k) else "lookup"
+    if low.kernel_family != "auto":
+        return low.kernel_family
+    return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
 
 
 def _precomputed(low: Lowering, x: Any, family: Activations, layout: PackedLayout, m: int | None) -> list[relax.Var]:

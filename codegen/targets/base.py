@@ -183,6 +183,9 @@ class Target(ABC):
         del format
         return family == "triples" or (m is not None and m <= PACKED_ROWS)
 
-    def faster_family(self, format: WeightFormat, m: int | None) -> Literal["lookup", "dot"]:
-        """The family of kernels that is faster for `m` rows of activations (None: many)."""
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        """The family of kernels that is faster for `m` rows of activations (None: many).
+
+        Triples save a sixth of the bytes, and have not been faster anywhere yet: on Zen 3 (two threads of one core) a
+        ternary 1.1B Llama decodes 0.85 times as many tokens with them, and takes 0.65 times as many of a prompt."""
         return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"

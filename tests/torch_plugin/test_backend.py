@@ -148,6 +148,21 @@ def test_a_quantised_prefill_computes_in_integers(recipe: str, kernel: str):
     assert relative(got, steps(reference, model.config, tokens)[0][0]) < 0.06
 
 
+def test_triples_are_used_where_they_are_asked_for_and_fit():
+    model, tokens = llama(), torch.randint(0, 256, (1, 12))
+    outputs, kernels = [], []
+    for family in ("lookup", "triples"):
+        torch._dynamo.reset()
+        options: Any = {"recipe": "ternary-lut", "kernel_family": family}
+        fast = torch.compile(model, backend="lutra", options=options)
+        outputs.append(steps(fast, model.config, tokens)[0])
+        kernels += [set(report.kernels) for report in lutra.reports(fast)]
+    assert all("lookup_t2g128" in names for names in kernels[:2])
+    assert all("triples_t2g128" in names for names in kernels[2:])
+    for one, other in zip(*outputs, strict=True):
+        assert relative(one, other) < 0.06
+
+
 def test_gptq_weights_serve_every_graph_after_their_originals_are_gone():
     model, tokens = llama(), torch.randint(0, 256, (1, 12))
     calibration, reference = lutra.calibrate(model, [torch.randint(0, 256, (2, 40))]), copy.deepcopy(model)
@@ -158,7 +173,7 @@ def test_gptq_weights_serve_every_graph_after_their_originals_are_gone():
             of_reference.weight = nn.Parameter(dequantize(Gptq(WeightFormat(3, 64), found.gram)(of_model.weight)))
     entry = {"bits": 3, "group_size": 64, "method": "gptq", "activations": "float"}
     recipe = {"lutra": 1, "name": "gptq", "passes": [{"fuse": {}}, {"quantize-weights": entry}]}
-    options = {"recipe": recipe, "calibration": calibration, "release_weights": True}
+    options: Any = {"recipe": recipe, "calibration": calibration, "release_weights": True}
     fast = torch.compile(model, backend="lutra", options=options)
     for got, expected in zip(
         steps(fast, model.config, tokens)[0], steps(reference, model.config, tokens)[0], strict=True
