@@ -146,14 +146,7 @@ class QuantizeWeights:
             return HalfQuadratic(format, self.range_search)
         if self.method == "rtn":
             return RoundToNearest(format, self.range_search)
-        found = _statistics(store, context.calibration, symbol)
-        if found is None:
-            given = "was not reached by the calibration" if context.calibration else "needs a calibration"
-            raise CalibrationError(
-                f"{', '.join(filter(None, own)) or symbol}: quantize-weights with method gptq {given}: pass "
-                'options={"calibration": lutra.calibrate(model, batches)}, or use method hqq, which needs no data'
-            )
-        return Gptq(format, found.gram, self.range_search)
+        return Gptq(format, _needed_statistics(store, context, symbol, own, "method gptq").gram, self.range_search)
 
     def _widths(
         self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
@@ -161,20 +154,39 @@ class QuantizeWeights:
         """Bits of every weight; those of a budget are decided once for all graphs of the model."""
         if not isinstance(self.bits, BitBudget):
             return dict.fromkeys(layers, self.bits)
-        calibration = context.calibration
-        decided = store.decisions.setdefault((self, calibration and calibration.fingerprint), {})
-        errors: dict[str, dict[int, float]] = {}
-        for symbol in layers.keys() - decided.keys():
-            weight, found = store.tensor(symbol).detach().float(), _statistics(store, calibration, symbol)
-            errors[symbol] = {}
-            for bits in self.bits.choices:
-                rounded = dequantize(self._rule(store, context, symbol, layers[symbol], self.format(bits))(weight))
-                by_row = (
-                    (weight - rounded).square().sum(1) if found is None else output_error(weight, rounded, found.gram)
-                )
-                errors[symbol][bits] = float((by_row if found is None else by_row * found.sensitivity).sum())
+        decided = store.decisions.setdefault((self, repr(context.calibration)), {})
+        errors = {
+            symbol: {bits: self._loss(store, context, symbol, own, self.format(bits)) for bits in self.bits.choices}
+            for symbol, own in layers.items()
+            if symbol not in decided
+        }
         decided.update(self.bits.allocate(errors, {symbol: store.tensor(symbol).numel() for symbol in errors}))
         return decided
+
+    def _loss(
+        self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat
+    ) -> float:
+        """What rounding the weight `symbol` costs: to first order in the calibration's loss, or its squared error."""
+        weight = store.tensor(symbol).detach().float()
+        rounded = dequantize(self._rule(store, context, symbol, own, format)(weight))
+        if context.calibration is None:
+            return float((weight - rounded).square().sum())
+        found = _needed_statistics(store, context, symbol, own, "a budget of bits")
+        return float(found.sensitivity @ output_error(weight, rounded, found.gram))
+
+
+def _needed_statistics(
+    store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], what: str
+) -> LinearStatistics:
+    found = _statistics(store, context.calibration, symbol)
+    if found is None:
+        given = "needs a calibration" if context.calibration is None else "was not reached by the calibration"
+        raise CalibrationError(
+            f"{', '.join(filter(None, own)) or symbol}: quantize-weights with {what} {given}: pass "
+            'options={"calibration": lutra.calibrate(model, batches)} with inputs that reach it'
+            + (", or use method hqq, which needs no data" if what == "method gptq" else "")
+        )
+    return found
 
 
 def _statistics(store: ParameterStore, calibration: Calibration | None, symbol: str) -> LinearStatistics | None:

@@ -186,6 +186,6 @@ class Target(ABC):
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
         """The family of kernels that is faster for `m` rows of activations (None: many).
 
-        Triples save a sixth of the bytes, and have not been faster anywhere yet: on Zen 3 (two threads of one core) a
-        ternary 1.1B Llama decodes 0.85 times as many tokens with them, and takes 0.65 times as many of a prompt."""
+        Never triples: they save a sixth of the bytes, but on Zen 3 (two threads of one core) a ternary 1.1B Llama
+        decodes 0.8 times as many tokens a second with them, and takes 0.6 times as many of a prompt."""
         return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"
