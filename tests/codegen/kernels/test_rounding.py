@@ -22,18 +22,18 @@ every_format = pytest.mark.parametrize("format", FORMATS, ids=WeightFormat.descr
 @pytest.fixture(autouse=True)
 def no_reference(monkeypatch):
     """The kernel must do it by itself."""
-    monkeypatch.setattr(RoundToNearest, "_quantize", None)
+    monkeypatch.setattr(RoundToNearest, "quantize_block", None)
     yield
     monkeypatch.undo()
 
 
 def reference(weight, rule):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RoundToNearest, "_quantize", ORIGINAL)
+        patch.setattr(RoundToNearest, "quantize_block", ORIGINAL)
         return rule(weight)
 
 
-ORIGINAL = RoundToNearest._quantize
+ORIGINAL = RoundToNearest.quantize_block
 
 
 @every_format
@@ -59,7 +59,7 @@ def test_scales_and_codes_are_the_references(format, dtype, search):
 
 @pytest.mark.parametrize("columns", [16, 48, 100])
 def test_groups_of_other_sizes(columns, monkeypatch):
-    monkeypatch.setattr(RoundToNearest, "_quantize", ORIGINAL)
+    monkeypatch.setattr(RoundToNearest, "quantize_block", ORIGINAL)
     rule = RoundToNearest(WeightFormat(4, PER_CHANNEL), True)
     weight = torch.randn(5, columns)
     got, expected = round_to_nearest([weight], rule), rule(weight)
