@@ -43,7 +43,8 @@ class Executable:
         self._machine = relax.VirtualMachine(self._library, tvm.cpu())
         self._main = self._machine["main"]
         # The torch tensors are kept as well: they own the memory.
-        self._weights = [from_data(data).resolve(store) for data in entry.manifest["weights"]]
+        self.sources = [from_data(data) for data in entry.manifest["weights"]]
+        self._weights = [source.resolve(store) for source in self.sources]
         self._bound = [tvm_ffi.from_dlpack(weight) for weight in self._weights]
 
     def __call__(self, *inputs: Any) -> list[Any]:

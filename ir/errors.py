@@ -32,6 +32,10 @@ class CaptureError(LutraError):
     """A graph or model cannot be captured (parameters on `meta`, unsupported construct)."""
 
 
+class PackedModelError(LutraError):
+    """A folder of packed weights is incomplete, of another version, or does not fit the model."""
+
+
 class LoweringError(LutraError):
     """Code generation cannot lower an operation and the caller asked for no fallback (`strict`)."""
 

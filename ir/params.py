@@ -7,14 +7,14 @@ is quantised one matrix at a time, and prefill and decode graphs share one packe
 """
 
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import CaptureError
-from .quantization import QuantizedWeight
+from .quantization import QuantizedWeight, WeightFormat
 
 Value = torch.Tensor | QuantizedWeight
 
@@ -37,24 +37,28 @@ class ParameterStore:
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     _identities: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
-    decisions: dict[Hashable, Any] = field(default_factory=dict)
-    """What passes decided for one graph and must keep to in the others, under keys of their own."""
+    _names: MutableMapping[torch.Tensor, str] = field(default_factory=WeakIdKeyDictionary)
+    choices: dict[tuple[str, str], tuple[str, WeightFormat]] = field(default_factory=dict)
+    """(rule, tensor) -> name and format of what quantising made of it: chosen for one graph, kept to in the others."""
 
     def bind(self, name: str, tensor: torch.Tensor) -> str:
         """Make `tensor` (of the model, never copied) known; raises `CaptureError` on `meta`. Returns its name.
 
-        That is `name`, with a number when another tensor has it: graphs that were captured of single layers, after a
-        graph break, all call their weights alike."""
-        base, copy = name, 1
-        while self._identities.setdefault(name, weakref.ref(tensor))() is not tensor:
-            copy += 1
-            name = f"{base}#{copy}"
+        That is the name that it has already, else `name`, with a number when another tensor has it: graphs that were
+        captured of single layers, after a graph break, all call their weights alike."""
+        name = self._identify(name, tensor)
         if tensor.device.type == "meta":
             raise CaptureError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
             )
         if name not in self._released:  # the next graph of the model passes what is left of it: no values
             self._originals[name] = tensor
+        return name
+
+    def bind_released(self, name: str, tensor: torch.Tensor) -> str:
+        """Make `tensor`, which has a shape but no values any more, known: what is packed of it serves instead."""
+        name = self._identify(name, tensor)
+        self._released[name] = tensor.shape
         return name
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
@@ -127,6 +131,10 @@ class ParameterStore:
                     tensor.data = rows
         return self._kept[name]
 
+    def keep_as(self, name: str, value: torch.Tensor) -> None:
+        """From now on `value` is what `keep(name)` gives: a derived tensor that was computed before."""
+        self._kept[name] = value
+
     def packed(
         self,
         name: str,
@@ -150,6 +158,10 @@ class ParameterStore:
         derivation = self._derivations[name]
         return derivation.compute, derivation.sources
 
+    def name_of(self, tensor: torch.Tensor) -> str | None:
+        """What `tensor` was bound as; None when it was not."""
+        return self._names.get(tensor)
+
     def original(self, name: str) -> torch.Tensor | None:
         """The tensor bound to `name`, or None when it is derived, unknown or released."""
         return self._originals.get(name)
@@ -165,9 +177,7 @@ class ParameterStore:
 
     def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "ParameterStore":
         """A store with the same definitions over other `tensors` (the same model structure with other weights)."""
-        other = ParameterStore(
-            _derivations=dict(self._derivations), _stacks=dict(self._stacks), decisions=self.decisions
-        )
+        other = ParameterStore(_derivations=dict(self._derivations), _stacks=dict(self._stacks), choices=self.choices)
         other._originals = {name: t for name, t in self._originals.items() if name.startswith("constant.")}
         for name, tensor in tensors.items():
             other.bind(name, tensor)
@@ -196,7 +206,18 @@ class ParameterStore:
         return gone
 
     def __contains__(self, name: str) -> bool:
-        return name in self._originals or name in self._derivations
+        return name in self._originals or name in self._derivations or name in self._unpackers
+
+    def _identify(self, name: str, tensor: torch.Tensor) -> str:
+        """The name that stands for `tensor`, and for no other, from now on."""
+        if tensor in self._names:
+            return self._names[tensor]
+        base, copy = name, 1
+        while self._identities.setdefault(name, weakref.ref(tensor))() is not tensor:
+            copy += 1
+            name = f"{base}#{copy}"
+        self._names[tensor] = name
+        return name
 
     def _require(self, name: str) -> None:
         if name not in self and name not in self._released:

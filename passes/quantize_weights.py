@@ -98,11 +98,11 @@ class QuantizeWeights:
             for op in graph.operations
             if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None
         }
-        formats = {symbol: self.format(bits) for symbol, bits in self._widths(graph.store, context, layers).items()}
+        choices = self._choose(graph.store, context, layers)
 
         def quantize(op: Any, rewriter: Any) -> bool:
             symbol = self._weight_of(op, chosen)
-            return symbol is not None and self._quantize(graph, context, op, rewriter, symbol, formats[symbol])
+            return symbol is not None and self._quantize(context, op, rewriter, symbol, *choices[symbol])
 
         patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize]}
         apply_patterns(graph, patterns, context.report.count)
@@ -114,7 +114,7 @@ class QuantizeWeights:
         return symbol if taken else None
 
     def _quantize(
-        self, graph: Graph, context: PassContext, op: Any, rewriter: Any, symbol: str, format: WeightFormat
+        self, context: PassContext, op: Any, rewriter: Any, symbol: str, name: str, format: WeightFormat
     ) -> bool:
         own = paths(op) or ("",)
         n, k = static_shape(op.weight)
@@ -122,12 +122,6 @@ class QuantizeWeights:
             type_ = quantized_type(n, k, format)
         except QuantizationError as error:
             raise QuantizationError(f"{', '.join(filter(None, own)) or symbol}: {error}") from None
-        suffix = ("-search" if self.range_search else "") + ("" if self.method == "rtn" else f"-{self.method}")
-        if self.method == "gptq" and context.calibration is not None:
-            suffix += f"-{context.calibration.fingerprint}"
-        name = f"{symbol}@{format.describe()}{suffix}"
-        if name not in graph.store:
-            graph.store.derive(name, [symbol], self._rule(graph.store, context, symbol, own, format))
         weight = build(ParamOp, rewriter, op, name, type_).out
         keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
         new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
@@ -137,6 +131,23 @@ class QuantizeWeights:
         if isinstance(self.bits, BitBudget):
             context.report.count(f"{format.bits} bits")
         return True
+
+    def _choose(
+        self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, tuple[str, WeightFormat]]:
+        """Name and format of every quantised weight, chosen once for all graphs of the model."""
+        rule = repr(self)
+        new = {symbol: own for symbol, own in layers.items() if (rule, symbol) not in store.choices}
+        suffix = ("-search" if self.range_search else "") + ("" if self.method == "rtn" else f"-{self.method}")
+        if self.method == "gptq" and context.calibration is not None:
+            suffix += f"-{context.calibration.fingerprint}"
+        for symbol, bits in self._widths(store, context, new).items():
+            format = self.format(bits)
+            name = f"{symbol}@{format.describe()}{suffix}"
+            if name not in store:
+                store.derive(name, [symbol], self._rule(store, context, symbol, layers[symbol], format))
+            store.choices[rule, symbol] = name, format
+        return {symbol: store.choices[rule, symbol] for symbol in layers}
 
     def _rule(
         self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat
@@ -151,17 +162,14 @@ class QuantizeWeights:
     def _widths(
         self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
     ) -> Mapping[str, int]:
-        """Bits of every weight; those of a budget are decided once for all graphs of the model."""
+        """Bits of every weight."""
         if not isinstance(self.bits, BitBudget):
             return dict.fromkeys(layers, self.bits)
-        decided = store.decisions.setdefault((self, repr(context.calibration)), {})
         errors = {
             symbol: {bits: self._loss(store, context, symbol, own, self.format(bits)) for bits in self.bits.choices}
             for symbol, own in layers.items()
-            if symbol not in decided
         }
-        decided.update(self.bits.allocate(errors, {symbol: store.tensor(symbol).numel() for symbol in errors}))
-        return decided
+        return self.bits.allocate(errors, {symbol: store.tensor(symbol).numel() for symbol in errors})
 
     def _loss(
         self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat

@@ -1,4 +1,4 @@
-"""The command line, `lutra`: what recipes, passes and targets there are, profiles, and the executable cache."""
+"""The command line, `lutra`: what recipes, passes and targets there are, packing, profiles, the executable cache."""
 
 import json
 import shutil
@@ -20,13 +20,17 @@ app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completi
 cache_app = typer.Typer(help="The cache of compiled executables.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
+ModelName = Annotated[str, typer.Argument(help="folder or hub name of a causal language model, or a packed folder")]
+RecipeName = Annotated[str, typer.Option(help="recipe: a name of the library, a path or YAML text")]
+Variables = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")]
+DtypeName = Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")]
 CacheDir = Annotated[Path | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
 
 
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="library name or path; all of the library when left out")] = None,
-    var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")] = None,
+    var: Variables = None,
 ) -> None:
     """List the recipes of the library, or print one with everything that it extends and every default written out."""
     passes = available_passes()
@@ -67,40 +71,51 @@ def targets() -> None:
 
 @app.command()
 def profile(
-    model: Annotated[str, typer.Argument(help="folder or hub name of a causal language model")],
-    recipe: Annotated[str, typer.Option(help="recipe: a name of the library, a path or YAML text")] = "none",
-    var: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")] = None,
-    dtype: Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")] = "auto",
+    model: ModelName,
+    recipe: RecipeName = "none",
+    var: Variables = None,
+    dtype: DtypeName = "auto",
     prompt: Annotated[int, typer.Option(help="prompt tokens", min=2)] = 128,
     new_tokens: Annotated[int, typer.Option(min=2)] = 16,
     trace: Annotated[Path | None, typer.Option(help="write the timeline there, as a Chrome trace")] = None,
 ) -> None:
     """Say where the time of a prefill and of decode steps goes, kernel by kernel."""
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise LutraError("lutra profile loads models with Transformers: pip install transformers") from None
-    import torch
-
+    from .causal_lm import generate, load_causal_lm
     from .profiling import profile as watch
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    options = {"recipe": recipe, "vars": _variables(var or []), "release_weights": True}
-    loaded.forward = torch.compile(loaded.forward, backend="lutra", options=options)
-    ids = torch.randint(0, loaded.config.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0))
-
-    def generate() -> None:
-        lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-        keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
-        loaded.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **keywords)
-
-    generate()  # compiles
+    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    generate(loaded, prompt, new_tokens)  # compiles
     with watch(loaded) as timeline:
-        generate()
+        generate(loaded, prompt, new_tokens)
     Console(width=max(Console().width, 100)).print(timeline)
     if trace is not None:
         timeline.save(trace)
         print(f"timeline: {trace} (open it in chrome://tracing or ui.perfetto.dev)")
+
+
+@app.command()
+def pack(
+    model: Annotated[str, typer.Argument(help="folder or hub name of a causal language model")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="new or empty folder for the packed model")],
+    recipe: RecipeName = "w4",
+    var: Variables = None,
+    dtype: DtypeName = "auto",
+) -> None:
+    """Write a model with its weights packed for this machine's kernels; `lutra.load(folder)` then needs no other file.
+
+    The model is compiled for a prefill and decode steps over a static cache, on the way to its packed form."""
+    from .causal_lm import generate, load_causal_lm
+    from .packed_model import check_new, is_packed
+    from .packed_model import pack as write
+
+    if is_packed(model):
+        raise LutraError(f"{model} is packed already")
+    check_new(output)
+    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    generate(loaded, prompt=32, new_tokens=2)
+    size = write(loaded, output)
+    with_tokenizer = _copy_tokenizer(model, output)
+    print(f"{output}: {size / 1e6:.1f} MB of weights{'' if with_tokenizer else ', no tokenizer found'}")
 
 
 @cache_app.command()
@@ -128,6 +143,16 @@ def main() -> None:
     except (LutraError, OSError) as error:
         print(f"lutra: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _copy_tokenizer(model: str, folder: Path) -> bool:
+    from transformers import AutoTokenizer
+
+    try:
+        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    except (OSError, ValueError, KeyError):  # a model without one, for example of random weights
+        return False
+    return True
 
 
 def _variables(pairs: list[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What the graphs of one compiled model share: parameters, recipe, target, and the list of compiled graphs."""
 
 import weakref
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,14 @@ def state_for(inputs: Sequence[Any], options: Options) -> "ModelState":
             break
     else:
         state = ModelState(options)
-    for parameter in parameters:
-        _states.setdefault(parameter, {})[key] = weakref.ref(state)
+    share_state(parameters, state)
     return state
+
+
+def share_state(parameters: Iterable[torch.nn.Parameter], state: "ModelState") -> None:
+    """From now on `state_for` finds `state` by any of `parameters`; the caller keeps it alive."""
+    for parameter in parameters:
+        _states.setdefault(parameter, {})[state.options.fingerprint()] = weakref.ref(state)
 
 
 class ModelState:

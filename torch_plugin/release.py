@@ -2,9 +2,10 @@
 
 import ctypes
 import gc
+import math
 import mmap
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -32,24 +33,19 @@ def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[st
     for name in sorted(gone, key=lambda n: -tensors[n].numel()):  # the largest first: one filler then serves all
         tensor = tensors[name]
         if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
-            tensor.data = _unreadable_like(tensor)
+            tensor.data = unreadable(tensor.shape, tensor.stride(), tensor.dtype)
     _return_free_memory()
     return gone
 
 
-def _unreadable_like(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor with `tensor`'s shape, strides and dtype, NaN where it begins, over a buffer shared by all that need no
-    larger one."""
-    size = (
-        1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        if tensor.numel()
-        else 0
-    )
-    filler = _fillers.get(tensor.dtype)
+def unreadable(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of `shape` and `stride`, NaN where it begins, over a buffer shared by all that need no larger one."""
+    size = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if math.prod(shape) else 0
+    filler = _fillers.get(dtype)
     if filler is None or filler.numel() < size:
-        filler = _fillers[tensor.dtype] = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
-        filler[: _MARKED_BYTES // tensor.element_size()] = torch.nan
-    return filler.as_strided(tensor.shape, tensor.stride())
+        filler = _fillers[dtype] = torch.empty(size, dtype=dtype)
+        filler[: _MARKED_BYTES // dtype.itemsize] = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+    return filler.as_strided(tuple(shape), tuple(stride))
 
 
 def _return_free_memory() -> None:

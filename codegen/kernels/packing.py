@@ -28,6 +28,8 @@ from ..targets.base import Expr, Family, SlotOrder, Target, host
 from . import triples
 
 BLOCK_ROWS = 64
+LAYOUT_VERSION = 1
+"""Of packed weights on disk: what a byte means. Goes up with every change of it."""
 UNIT = 32
 """Columns of one unit: the smallest stretch of K that is packed together."""
 CHANNEL_ACTIVATION_GROUP = 128

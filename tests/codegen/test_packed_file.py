@@ -1,0 +1,100 @@
+"""Packed weights on disk: read back bit for bit, mapped and aligned; files that do not fit are refused."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from lutra.codegen import packed_file
+from lutra.codegen.kernels.packing import LAYOUT_VERSION, PackedLayout
+from lutra.codegen.packed_file import restore_packed, write_packed
+from lutra.codegen.weights import PackedWeight
+from lutra.ir.errors import PackedModelError
+from lutra.ir.params import ParameterStore
+from lutra.ir.quantization import QuantizedWeight, WeightFormat
+
+LAYOUTS = [
+    PackedLayout("lookup", WeightFormat(2, 64), 96, 192, "pair"),
+    PackedLayout("dot", WeightFormat(4, 32, "asymmetric"), 70, 64, "row"),
+    PackedLayout("triples", WeightFormat(2, 128, "ternary"), 64, 128, "table"),
+]
+
+
+def random_weight(layout: PackedLayout, seed: int) -> QuantizedWeight:
+    generator = torch.Generator().manual_seed(seed)
+    top = 3 if layout.format.scheme == "ternary" else 2**layout.format.bits
+    codes = torch.randint(0, top, (layout.n, layout.k), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(layout.n, layout.groups, generator=generator).half()
+    zeros = torch.rand(layout.n, layout.groups, generator=generator).half() if layout.format.has_zero_points else None
+    return QuantizedWeight(codes, scales, zeros, layout.format)
+
+
+def written(path: Path, prefix: str = "w") -> tuple[ParameterStore, list[PackedWeight]]:
+    store, sources = ParameterStore(), []
+    for number, layout in enumerate(LAYOUTS):
+        symbol, buffers = f"{prefix}{number}@q", layout.pack(random_weight(layout, number))
+        store.packed(symbol, layout.key, lambda buffers=buffers: buffers, layout.unpack)
+        sources += [PackedWeight(symbol, layout, part) for part in range(len(buffers))]
+    assert write_packed(path, [*sources, *sources], store) == path.stat().st_size
+    return store, sources
+
+
+@pytest.mark.parametrize("prefix", ["w" * n for n in range(1, 9)])  # headers of many lengths
+def test_buffers_come_back_mapped_and_aligned(tmp_path: Path, prefix: str):
+    store, sources = written(tmp_path / "packed.safetensors", prefix)
+    again = ParameterStore()
+    restore_packed(tmp_path / "packed.safetensors", again)
+    maps = Path("/proc/self/maps")
+    for source in sources:
+        value = source.resolve(again)
+        assert torch.equal(value, source.resolve(store))
+        assert value.data_ptr() % 64 == 0
+        if maps.exists():
+            ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if str(tmp_path) in line]
+            assert any(int(a, 16) <= value.data_ptr() < int(b, 16) for a, b in ranges)
+    for number, layout in enumerate(LAYOUTS):
+        symbol, expected = f"{prefix}{number}@q", random_weight(layout, number)
+        assert symbol in again and torch.equal(again.quantized(symbol).codes, expected.codes)
+    assert again.packed_bytes() == sum(layout.nbytes for layout in LAYOUTS)
+
+
+def test_another_layout_is_packed_from_the_one_on_disk(tmp_path: Path):
+    written(tmp_path / "packed.safetensors")
+    store = ParameterStore()
+    restore_packed(tmp_path / "packed.safetensors", store)
+    other = PackedLayout("dot", WeightFormat(2, 64), 96, 192, "row")
+    buffers = [PackedWeight("w0@q", other, part).resolve(store) for part in range(2)]
+    assert torch.equal(other.unpack(buffers).codes, random_weight(LAYOUTS[0], 0).codes)
+
+
+def test_what_bytes_mean_changes_with_the_version_alone():
+    """A new digest here needs a new `LAYOUT_VERSION`: files that users have would be read wrongly."""
+    codes = torch.arange(64 * 128).remainder(251).reshape(64, 128)
+    found = hashlib.sha256()
+    for layout in (
+        PackedLayout("lookup", WeightFormat(2, 64), 64, 128, "pair"),
+        PackedLayout("lookup", WeightFormat(3, 64), 64, 128, "row"),
+        PackedLayout("lookup", WeightFormat(1, 64), 64, 128, "table"),
+        PackedLayout("dot", WeightFormat(3, 64), 64, 128, "row"),
+        PackedLayout("dot", WeightFormat(4, 64), 64, 128, "table"),
+        PackedLayout("triples", WeightFormat(2, 128, "ternary"), 64, 128, "table"),
+    ):
+        top = 3 if layout.format.scheme == "ternary" else 2**layout.format.bits
+        weight = QuantizedWeight(codes.remainder(top).byte(), torch.ones(64, layout.groups).half(), None, layout.format)
+        found.update(bytes(layout.pack(weight)[0].flatten().tolist()))
+    assert (LAYOUT_VERSION, found.hexdigest()[:16]) == (1, "60ad2863af9abfa8")
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "packed.safetensors"
+    written(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(PackedModelError, match="not a complete file"):
+        restore_packed(path, ParameterStore())
+    with pytest.raises(PackedModelError, match="not a complete file"):
+        restore_packed(tmp_path / "none", ParameterStore())
+    path.write_bytes(whole)
+    monkeypatch.setattr(packed_file, "LAYOUT_VERSION", LAYOUT_VERSION + 1)
+    with pytest.raises(PackedModelError, match="layout version 1, this version of lutra reads 2: pack"):
+        restore_packed(path, ParameterStore())

@@ -1,0 +1,186 @@
+"""`lutra pack` and `lutra.load`: the same answers from the packed folder alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lutra
+import pytest
+import torch
+from lutra.ir.errors import LutraError, OptionError, PackedModelError
+from lutra.torch_plugin.cli import app
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from typer.testing import CliRunner
+
+SIZES: dict[str, Any] = {"vocab_size": 160, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+IDS = torch.arange(2, 14).reshape(1, -1)
+
+
+def made(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == "qwen2":  # biases of q, k and v, and a head that is tied to the embedding
+        model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS, tie_word_embeddings=True))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
+    return model.eval()
+
+
+def generated(model: Any) -> torch.Tensor:
+    keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
+    with torch.no_grad():
+        return model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6, **keywords)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def recipe(*passes: Any) -> dict[str, Any]:
+    return {"lutra": 1, "name": "r", "passes": [{"fuse": {}}, *passes]}
+
+
+BUDGET = {"quantize-weights": {"bits": {"average": 3, "choices": [2, 4]}, "group_size": 32}}
+PARTS = {"quantize-weights": {"bits": 4, "group_size": 64, "select": {"modules": "*.mlp.*"}}}
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("kind", "passes"),
+    [("qwen2", [BUDGET]), ("llama", [PARTS]), ("qwen2", [])],
+    ids=["budget", "attention stays plain", "none"],
+)
+def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes: list[Any]):
+    model = made(kind)
+    options = {"cache_dir": tmp_path / "cache", "release_weights": True}
+    model.compile(backend="lutra", options={**options, "recipe": recipe(*passes)})
+    expected, tokens = logits(model), generated(model)
+    size = lutra.pack(model, tmp_path / "packed")
+    assert size == sum((tmp_path / "packed" / f"{name}.safetensors").stat().st_size for name in ("packed", "plain"))
+    stored = sum(p.nbytes for p in model.parameters())
+    assert size < stored * (1.1 if not passes else 0.8)  # nothing twice
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", options={"cache_dir": tmp_path / "cache"})
+    assert type(loaded) is type(model)
+    assert torch.equal(logits(loaded), expected)
+    assert torch.equal(generated(loaded), tokens)
+    assert all(report.passes for report in lutra.reports(loaded))
+    if kind == "qwen2":
+        assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_another_process_needs_the_folder_alone(tmp_path: Path):
+    model = made("llama")
+    model.compile(backend="lutra", options={"recipe": "w4", "cache_dir": tmp_path / "cache"})
+    expected = generated(model)
+    lutra.pack(model, tmp_path / "packed")
+    shutil.move(tmp_path / "packed", tmp_path / "moved")
+    script = (
+        "import sys, torch, lutra\n"
+        "model = lutra.load(sys.argv[1], options={'cache_dir': sys.argv[2]})\n"
+        f"ids = torch.tensor({IDS.tolist()})\n"
+        "keywords = {'cache_implementation': 'static', 'disable_compile': True, 'do_sample': False}\n"
+        "lengths = {'max_new_tokens': 6, 'min_new_tokens': 6}\n"
+        "with torch.no_grad():\n"
+        "    print(model.generate(ids, attention_mask=torch.ones_like(ids), **lengths, **keywords).tolist())\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "moved"), str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected.tolist()
+
+
+class Pair(nn.Module):
+    """Not a model of Transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 96), nn.Linear(96, 32)
+        self.register_buffer("shift", torch.randn(32), persistent=False)
+        self.unused = nn.Parameter(torch.randn(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu()) + self.shift
+
+
+def packed_pair(folder: Path) -> tuple[Pair, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    model, x = Pair(), torch.randn(3, 64)
+    passes = recipe({"quantize-weights": {"bits": 2, "group_size": 32}})
+    model.compile(backend="lutra", options={"recipe": passes, "cache_dir": folder / "cache"})
+    with torch.no_grad():
+        expected = model(x)
+    lutra.pack(model, folder / "packed")
+    return model, x, expected
+
+
+def test_any_module_is_packed_and_loaded_into_one_of_its_structure(tmp_path: Path):
+    model, x, expected = packed_pair(tmp_path)
+    torch._dynamo.reset()
+    with torch.device("meta"):
+        other = Pair()
+    loaded: Any = lutra.load(tmp_path / "packed", other, {"cache_dir": tmp_path / "cache"})
+    with torch.no_grad():
+        assert torch.equal(loaded(x), expected)
+        assert other.a(x).isnan().any()  # by itself it has no values: that shows
+    assert torch.equal(other.unused, model.unused)
+
+
+def test_errors_name_what_is_wrong(tmp_path: Path):
+    with pytest.raises(PackedModelError, match=r"holds no packed model .lutra.json is missing."):
+        lutra.load(tmp_path)
+    with pytest.raises(PackedModelError, match="compiled and called under one set of options"):
+        lutra.pack(Pair(), tmp_path / "new")
+    model, _, _ = packed_pair(tmp_path)
+    with pytest.raises(PackedModelError, match="not empty"):
+        lutra.pack(model, tmp_path / "packed")
+    with pytest.raises(OptionError, match="option 'recipe' cannot change it"):
+        lutra.load(tmp_path / "packed", Pair(), {"recipe": "w4"})
+    with pytest.raises(PackedModelError, match="needs a module of its structure"):
+        lutra.load(tmp_path / "packed")
+    with pytest.raises(PackedModelError, match="another structure than the Linear"):
+        lutra.load(tmp_path / "packed", nn.Linear(64, 96))
+    wider = Pair()
+    wider.a = nn.Linear(65, 96)
+    with pytest.raises(PackedModelError, match=r"a.weight is \[96, 64\], the model's is \[96, 65\]"):
+        lutra.load(tmp_path / "packed", wider)
+    manifest = tmp_path / "packed" / "lutra.json"
+    manifest.write_text(manifest.read_text().replace('"lutra":1', '"lutra":7').replace('"lutra": 1', '"lutra": 7'))
+    with pytest.raises(PackedModelError, match=r"lutra.json: lutra: .*pack the model again"):
+        lutra.load(tmp_path / "packed", Pair())
+
+
+def test_changed_weights_are_not_packed(tmp_path: Path):
+    model, x, _ = packed_pair(tmp_path)
+    with torch.no_grad():
+        model.a.weight.mul_(2)
+        model(x)
+    with pytest.raises(PackedModelError, match="changed after the model was compiled"):
+        lutra.pack(model, tmp_path / "other")
+
+
+def test_the_command_line_packs_a_checkpoint_and_profiles_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LUTRA_CACHE_DIR", str(tmp_path / "cache"))
+    made("llama").save_pretrained(tmp_path / "model")
+    folder = str(tmp_path / "packed")
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+    done = run("pack", str(tmp_path / "model"), "--recipe", "w4", "-o", folder)
+    assert done.exit_code == 0, done.output
+    assert "MB of weights, no tokenizer found" in done.output
+    torch._dynamo.reset()
+    shown = run("profile", folder, "--prompt", "8", "--new-tokens", "3")
+    assert shown.exit_code == 0 and "s4g128" in shown.output
+    again = run("pack", folder, "-o", str(tmp_path / "other"))
+    assert isinstance(again.exception, LutraError) and "is packed already" in str(again.exception)
