@@ -9,11 +9,12 @@ joined with "|", in the order of its parts.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch_mlir import ir
+from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT
 from torch_mlir.passmanager import PassManager
 from torch_mlir.rewrite import RewritePatternSet, apply_patterns_and_fold_greedily
 
@@ -40,6 +41,8 @@ from .quantization import WeightFormat
 from .types import TensorType, as_tensor_type, tensor_type
 
 ACTIVATIONS_ATTRIBUTE = "lutra.activations"
+LinearActivations = Literal["float", "integers"]
+"""`float`: the input is read as it is. `integers`: it holds whole numbers from -128 to 127, and sums are exact."""
 
 __all__ = [
     "ACTIVATIONS",
@@ -204,14 +207,33 @@ def vtensor(shape: Iterable[int | None], like: Value | TensorType) -> ir.Type:
     return ir.Type.parse(str(TensorType(tuple(shape), dtype)))
 
 
-def keep_activations(linear: Any) -> None:
-    """Say that the product of a quantised linear reads its input as it is."""
-    linear.operation.attributes[ACTIVATIONS_ATTRIBUTE] = ir.StringAttr.get("float")
+def build_torch(name: str, rewriter: Any, at: Any, operands: Sequence[Any], type_: ir.Type) -> Value:
+    """The result of a new torch operator before `at`; ints and dtypes among its operands become constants."""
+    with rewriter.ip, at.location:
+        values = [operand if isinstance(operand, ir.Value) else _integer(operand) for operand in operands]
+        op = ir.Operation.create(f"torch.{name}", results=[type_], operands=values)
+    if PATH_ATTRIBUTE in at.operation.attributes:
+        op.attributes[PATH_ATTRIBUTE] = at.operation.attributes[PATH_ATTRIBUTE]
+    return op.results[0]
 
 
-def keeps_activations(linear: Any) -> bool:
-    """False when a lowering may quantise the input of a quantised linear."""
-    return ACTIVATIONS_ATTRIBUTE in linear.operation.attributes
+def _integer(value: int | torch.dtype) -> Value:
+    number = TORCH_DTYPE_TO_INT[value] if isinstance(value, torch.dtype) else value
+    attribute = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)
+    type_ = ir.Type.parse("!torch.int")
+    return ir.Operation.create("torch.constant.int", results=[type_], attributes={"value": attribute}).results[0]
+
+
+def set_activations(linear: Any, form: LinearActivations) -> None:
+    """Say how the product of a quantised linear reads its input."""
+    linear.operation.attributes[ACTIVATIONS_ATTRIBUTE] = ir.StringAttr.get(form)
+
+
+def activations_of(linear: Any) -> LinearActivations | None:
+    """What `set_activations` said; None when a lowering may quantise the input to int8 with scales of its own."""
+    attributes = linear.operation.attributes
+    form = attributes[ACTIVATIONS_ATTRIBUTE].value if ACTIVATIONS_ATTRIBUTE in attributes else None
+    return cast(LinearActivations | None, form)
 
 
 def quantized_type(n: int, k: int, format_: WeightFormat) -> ir.Type:

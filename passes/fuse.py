@@ -21,6 +21,7 @@ from .fuse_identities import IDENTITY_PATTERNS
 from .fuse_linear import EPILOGUE_PATTERNS, linear_patterns, merge_patterns
 from .fuse_norms import NORM_PATTERNS
 from .fuse_rope import ROPE_PATTERNS
+from .fuse_ternary import ternary_patterns
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Fuse:
         """Recognise first, then merge, then fold epilogues: a merged linear is no longer a candidate for a residual."""
         stages = (
             IDENTITY_PATTERNS,
+            ternary_patterns(graph.store),
             NORM_PATTERNS | ROPE_PATTERNS | linear_patterns(graph.store) | ATTENTION_PATTERNS,
             GATE_PATTERNS | MERGE_HEADS_PATTERNS,
             EPILOGUE_PATTERNS,

@@ -10,6 +10,7 @@ from ..ir.rewriting import (
     ParamOp,
     Pattern,
     SplitOp,
+    activations_of,
     build,
     constant,
     defined_by,
@@ -86,7 +87,11 @@ def fuse_residual(op: Any, rewriter: Any) -> bool:
         if producer is None or not single_use(value) or residual.type != value.type or residual == value:
             continue
         linear = producer.opview
-        if linear.residual is not None or value.type != op.operation.results[0].type:
+        if (
+            linear.residual is not None
+            or activations_of(linear) is not None
+            or value.type != op.operation.results[0].type
+        ):
             continue
         keywords = {} if linear.bias is None else {"bias": linear.bias}
         label = "|".join(paths(linear))

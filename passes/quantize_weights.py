@@ -23,11 +23,11 @@ from ..ir.rewriting import (
     Pattern,
     apply_patterns,
     build,
-    keep_activations,
     parameter_symbol,
     paths,
     quantized_format,
     quantized_type,
+    set_activations,
     static_shape,
     tensor_type,
     vtensor,
@@ -126,7 +126,7 @@ class QuantizeWeights:
         keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
         new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
         if self.activations == "float":
-            keep_activations(new)
+            set_activations(new, "float")
         rewriter.replace_op(op, new.operation)
         if isinstance(self.bits, BitBudget):
             context.report.count(f"{format.bits} bits")

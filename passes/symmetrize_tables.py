@@ -18,9 +18,9 @@ from ..ir.rewriting import (
     LinearOp,
     TableLinearOp,
     TableOp,
+    activations_of,
     apply_patterns,
     build,
-    keeps_activations,
     move_behind,
     name_of,
     paths,
@@ -53,16 +53,16 @@ class SymmetrizeTables:
         """Rewrite every selected quantised linear."""
         linears = [op for op in graph.operations if isinstance(op, LinearOp) and quantized_format(op.weight.type)]
         for op in linears:
-            if keeps_activations(op):
+            if activations_of(op) is not None:
                 reason = "its activations stay as they are, and tables would round them"
                 context.report.left += [(path, reason) for path in paths(op)]
-        linears = [op for op in linears if not keeps_activations(op)]
+        linears = [op for op in linears if activations_of(op) is None]
         candidates = [Candidate(p, "linear", static_shape(op.weight)) for op in linears for p in paths(op) or ("",)]
         chosen = {c.path for c in context.select(candidates)}
         del linears
 
         def table_linear(op: Any, rewriter: Any) -> bool:
-            if quantized_format(op.weight.type) is None or keeps_activations(op):
+            if quantized_format(op.weight.type) is None or activations_of(op) is not None:
                 return False
             if not set(paths(op) or ("",)) & chosen:
                 return False

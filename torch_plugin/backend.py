@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .bitnet import unwrap_nested_compilation
 from .capture import capture, needs_gradient
 from .growing_caches import trace_for_any_cache_length
 from .model_state import ModelState, state_for
@@ -45,6 +46,7 @@ def lutra(
             "(call the model under torch.no_grad() or torch.inference_mode() for inference)",
         )
         return torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+    unwrap_nested_compilation()
     trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
     return capture(gm, example_inputs, state.store, state.compile)

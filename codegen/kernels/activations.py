@@ -4,6 +4,7 @@ Computed once for all linears that share an input, and fused with what produces 
 zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A):
 
     dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
+    integers q int8 [M, Kp] = x        scale float32 [M, G] = 1                  total int32 [M, G] = sum of q
     lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
     triples q int8 [M, K/128, 43, 16]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
     float   q float32 [M, Kp]          scale float32 [M, G] = 1                  total float32 [M, G] = sum of x
@@ -43,7 +44,7 @@ def precompute_outputs(family: Activations, k: int, group: int, m: Any) -> list[
     shapes = {"lookup": (m, padded // 16, 64), "triples": (m, padded // SPAN, TRIPLES, 16)}
     q = shapes.get(family, (m, padded))
     groups = (m, -(-padded // group))
-    total = "int32" if family == "dot" else "float32"
+    total = "int32" if family in ("dot", "integers") else "float32"
     return [(q, "float32" if family == "float" else "int8"), (groups, "float32"), (groups, total)]
 
 
@@ -61,7 +62,8 @@ def precompute(
     splittable = m is not None and (prologue is None or prologue[0] == "gated_mlp")
     chunks = min(groups, -(-k // _TASK_COLUMNS)) if splittable and m == 1 else 1
     share = -(-groups // chunks)
-    quantize = {"dot": _quantize, "lookup": _build_tables, "triples": _build_triples, "float": _keep}[family]
+    forms = {"dot": _quantize, "integers": _convert, "lookup": _build_tables, "triples": _build_triples, "float": _keep}
+    quantize = forms[family]
 
     def body(*buffers: Any) -> None:
         *inputs, q, scale, total = buffers
@@ -162,6 +164,19 @@ def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group:
         value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)] * T.broadcast(inverse, LANES), LANES))
         T.buffer_store(sums, sums[every] + value, [every])
         T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
+    T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
+
+
+def _convert(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
+    """One group of x that holds whole numbers from -128 to 127; 128 * 256 columns bound the total."""
+    every = T.ramp(0, 1, LANES)
+    sums = T.alloc_buffer((LANES,), "int32")
+    T.buffer_store(sums, vector_math.integer(0, LANES), [every])
+    with T.serial(0, columns // LANES) as i:
+        value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)], LANES))
+        T.buffer_store(sums, sums[every] + value, [every])
+        T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
+    T.buffer_store(scale, T.float32(1), [row, g])
     T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
 
 

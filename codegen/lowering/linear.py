@@ -11,7 +11,7 @@ from typing import Any
 from tvm import relax
 
 from ...ir.quantization import WeightFormat
-from ...ir.rewriting import keeps_activations, parameter_symbol, quantized_format
+from ...ir.rewriting import activations_of, parameter_symbol, quantized_format
 from ..kernels import triples
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
@@ -98,25 +98,25 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     type_ = relax.TensorType([rows, n], dtype)
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
-    keep = keeps_activations(op)
-    family = "dot" if keep else _family(low, format_, k, m)
+    said = activations_of(op)
+    family = "dot" if said else _family(low, format_, k, m)
     few = m is None and low.graph.phase == "decode"
-    packed = few or low.target.multiplies_packed("dot" if keep else family, format_, m)
+    packed = few or low.target.multiplies_packed(family, format_, m)
     layout = PackedLayout.create(family, format_, n, k, low.target)
     weight = low.packed(symbol, layout)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     if packed:
         static = m if m is not None and m <= 8 else None
-        form = "float" if keep else family
-        activations = _precomputed(low, x, form, layout, static)
+        form = "float" if said == "float" else family
+        activations = _precomputed(low, x, said or family, layout, static)
         name, function = form, low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None, form)
-    elif keep:
+    elif said == "float":
         compute = low.target.product_dtype(dtype)
         activations = [_for_product(low, x, k, compute)]
         name = "unpack+torch:linear"
         function = unpacked_linear(layout, low.target, dtype, compute, bias, op.residual is not None)
     else:
-        activations = _precomputed(low, x, "dot", layout, None)
+        activations = _precomputed(low, x, said or "dot", layout, None)
         name, function = "gemm", low_bit_gemm(layout, low.target, dtype, bias, op.residual is not None)
     result = low.kernel(f"{name}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
     return low.reshape(result, low.sizes(op.out))

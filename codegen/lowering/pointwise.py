@@ -1,4 +1,4 @@
-"""Elementwise operators, casts and reductions, as Relax operators that Relax fuses with their neighbours.
+"""Elementwise operators and casts, as Relax operators that Relax fuses with their neighbours.
 
 Half-precision operands are computed in float32 and rounded once per operator, as torch does.
 """
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tvm import relax, topi
+from tvm import relax, te, tirx
 
-from ...ir.rewriting import constant, constant_list
+from ...ir.rewriting import constant
 from .builder import Lowering, dtype_name, is_size, is_tensor
 from .registry import DECLINED, lowers
 
@@ -232,39 +232,31 @@ def _masked_fill(low: Lowering, op: Any) -> Any:
     return low.emit(R.where(low[mask], operand(low, value, low.dtype(out)), low[x]), out)
 
 
-def _axes(low: Lowering, op: Any) -> list[int] | None:
-    axes = constant_list(op.operation.operands[1])
-    rank = len(low.sizes(op.operation.operands[0]))
-    if axes is None:
-        return list(range(rank)) if constant(op.operation.operands[1]) is None else None
-    return [a % rank for a in axes] or list(range(rank))
-
-
-@lowers("torch.aten.mean.dim", "torch.aten.sum.dim_IntList")
-def _reduce(low: Lowering, op: Any) -> Any:
-    axes, keep, out = _axes(low, op), constant(op.operation.operands[2]), op.operation.results[0]
-    dtype = compute_dtype(low.dtype(out))
-    if axes is None or not isinstance(keep, bool):
-        return DECLINED
-    function = R.mean if op.operation.name == "torch.aten.mean.dim" else R.sum
-    x = cast(low[op.operation.operands[0]], dtype)
-    return low.emit(cast(low.emit(function(x, axes, keepdims=keep)), low.dtype(out)), out)
-
-
-@lowers("torch.aten.softmax.int", "torch.aten._softmax")
-def _softmax(low: Lowering, op: Any) -> Any:
-    x, axis = op.operation.operands[0], constant(op.operation.operands[1])
+@lowers("torch.aten.clamp")
+def _clamp(low: Lowering, op: Any) -> Any:
+    x, *bounds = op.operation.operands
     out = op.operation.results[0]
-    if not isinstance(axis, int):
+    limits = [constant(bound) for bound in bounds]
+    if any(not isinstance(limit, int | float | None) for limit in limits) or low.dtype(x) != low.dtype(out):
         return DECLINED
-    return low.emit(cast(low.emit(R.nn.softmax(cast(low[x], torch.float32), axis)), low.dtype(out)), out)
+    value = low[x]
+    for limit, beyond in zip(limits, (R.less, R.greater), strict=True):
+        if limit is not None:  # a comparison is false for NaN, which stays
+            edge = relax.const(limit, dtype_name(low.dtype(out)))
+            value = low.emit(R.where(low.emit(beyond(value, edge)), edge, value))
+    return low.emit(value, out)
 
 
-@lowers("torch.aten.cumsum")
-def _cumsum(low: Lowering, op: Any) -> Any:
-    x, axis, out = op.operation.operands[0], constant(op.operation.operands[1]), op.operation.results[0]
-    if not isinstance(axis, int):
+@lowers("torch.aten.round")
+def _round(low: Lowering, op: Any) -> Any:
+    x, out = op.operation.operands[0], op.operation.results[0]
+    if not low.dtype(x).is_floating_point:
         return DECLINED
-    name = dtype_name(low.dtype(out))
-    source = low.emit(cast(low[x], low.dtype(out)))
-    return low.emit(low.builder.call_te(topi.cumsum, source, axis % len(low.sizes(out)), name), out)
+    wide = low.emit(cast(low[x], compute_dtype(low.dtype(x))))
+    nearest = low.emit(low.builder.call_te(_nearest_even, wide))
+    return low.emit(cast(nearest, low.dtype(out)), out)
+
+
+def _nearest_even(x: te.Tensor) -> te.Tensor:
+    """Relax's own `round` takes halves away from zero, torch to the even neighbour."""
+    return te.compute(x.shape, lambda *at: tirx.nearbyint(x(*at)), name="nearest_even")

@@ -26,8 +26,8 @@ PACKED_ROWS = 16
 Family = Literal["lookup", "triples", "dot"]
 """Kernels, and what a weight is packed for: lookups of bit planes in tables over 4 columns, lookups of ternary weights
 in tables over 3 columns, or products of codes with int8 activations."""
-Activations = Literal["lookup", "triples", "dot", "float"]
-"""What a product reads of x: lookup tables of either kind, int8, or float32."""
+Activations = Literal["lookup", "triples", "dot", "integers", "float"]
+"""What a product reads of x: lookup tables of either kind, int8 (of x over a scale, or x itself), or float32."""
 SlotOrder = Literal["row", "table", "pair"]
 Expr = Any
 """A TIR expression (TVM's own classes have no usable static types)."""
