@@ -44,17 +44,17 @@ def from_torchao(weight: torch.Tensor) -> QuantizedWeight:
         )
     if getattr(stored, "act_mapping_type", None) is not None:
         raise QuantizationError(
-            f"a {kind} for int8 activations (act_mapping_type = {stored.act_mapping_type!r}) orders its codes for one "
+            f"an {kind} for int8 activations (act_mapping_type = {stored.act_mapping_type!r}) orders its codes for one "
             f"kernel: {_PLAIN}"
         )
     if weight.ndim != 2 or list(stored.block_size)[:-1] != [1]:
         raise QuantizationError(
-            f"a {kind} of shape {list(weight.shape)} in blocks of {list(stored.block_size)} is no matrix with groups "
+            f"an {kind} of shape {list(weight.shape)} in blocks of {list(stored.block_size)} is no matrix with groups "
             "along its input features: [N, K] in blocks of [1, G] would be"
         )
     if stored.act_pre_scale is not None:
         raise QuantizationError(
-            f"a {kind} with act_pre_scale multiplies its inputs, too: multiply what is before by it and set it to None"
+            f"an {kind} with act_pre_scale multiplies its inputs, too: multiply what is before by it and set it to None"
         )
     rows, columns = weight.shape
     groups = columns // stored.block_size[-1]
