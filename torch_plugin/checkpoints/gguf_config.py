@@ -10,6 +10,11 @@ from ...ir.errors import CheckpointError
 if TYPE_CHECKING:
     from transformers import LlamaConfig
 
+_TOKENS = {
+    "tokenizer.ggml.bos_token_id": "bos_token_id",
+    "tokenizer.ggml.eos_token_id": "eos_token_id",
+    "tokenizer.ggml.padding_token_id": "pad_token_id",
+}
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """What every published Llama 3.1, 3.2 and 3.3 has beside its `factor`."""
 
@@ -62,13 +67,11 @@ def llama_config(
         attention_bias=_has_biases(tensors, ("attn_q", "attn_k", "attn_v", "attn_output")),
         mlp_bias=_has_biases(tensors, ("ffn_gate", "ffn_up", "ffn_down")),
         tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        pad_token_id=metadata.get("tokenizer.ggml.padding_token_id"),
         architectures=["LlamaForCausalLM"],
+        **{name: metadata[key] for key, name in _TOKENS.items() if key in metadata},
     )
     if frequencies is not None:
-        _check_frequencies(config, frequencies)
+        _check_frequencies(config, head_size, frequencies)
     return config
 
 
@@ -84,12 +87,12 @@ def _rope(metadata: Mapping[str, Any], frequencies: torch.Tensor | None) -> dict
     return rope
 
 
-def _check_frequencies(config: "LlamaConfig", frequencies: torch.Tensor) -> None:
+def _check_frequencies(config: "LlamaConfig", head_size: int, frequencies: torch.Tensor) -> None:
     """Raise `CheckpointError` unless Transformers turns by the frequencies of the file: it stores their values only."""
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    size, base = config.head_dim, config.rope_parameters["rope_theta"]
-    expected = base ** -(torch.arange(0, size, 2).double() / size) / frequencies.double()
+    rope: Any = config.rope_parameters
+    expected = rope["rope_theta"] ** -(torch.arange(0, head_size, 2).double() / head_size) / frequencies.double()
     if not torch.allclose(LlamaRotaryEmbedding(config).inv_freq.double(), expected, rtol=1e-4, atol=0):
         raise CheckpointError(
             f"its rope_freqs.weight is not that of Llama 3.1 with the factor {frequencies.max():g}: "
