@@ -1,5 +1,6 @@
 """One way in for all checkpoints that others quantised."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...ir.errors import CheckpointError
@@ -14,6 +15,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     Files are mapped into memory, and a weight is read and converted when it is asked for. Raises `CheckpointError` for
     what cannot be read, and, from the calls that read one weight, `QuantizationError`."""
     path = Path(path)
+    if find_spec("transformers") is None:
+        raise CheckpointError(f"{path}: configurations are those of Transformers: pip install transformers")
     if path.suffix == ".gguf" and path.is_file():
         return read_gguf(path)
     if path.is_dir():
