@@ -24,6 +24,10 @@ class QuantizationError(LutraError):
     """Bits, group size, scheme and shape of a weight do not fit together."""
 
 
+class CheckpointError(LutraError):
+    """A checkpoint cannot be read: a file is missing, or it is of a kind or holds types that no reader is for."""
+
+
 class CalibrationError(LutraError):
     """Statistics of real inputs cannot be taken, or a pass needs some that are not there."""
 

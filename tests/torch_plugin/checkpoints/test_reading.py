@@ -1,0 +1,18 @@
+"""Which reader a path goes to."""
+
+from pathlib import Path
+
+import pytest
+from lutra.ir.errors import CheckpointError
+from lutra.torch_plugin.checkpoints.reading import read_checkpoint
+
+
+def test_paths_go_to_their_readers(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"has no config.json"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "model.gguf").write_text("no such thing")
+    with pytest.raises(CheckpointError, match="GGUF magic invalid"):
+        read_checkpoint(str(tmp_path / "model.gguf"))
+    for path in (tmp_path / "none.gguf", tmp_path / "model.bin"):
+        with pytest.raises(CheckpointError, match=f"{path.name} is neither a folder with a config.json nor a .gguf"):
+            read_checkpoint(path)

@@ -1,0 +1,46 @@
+"""What every reader of checkpoints returns: the model's configuration, and how to read each tensor when wanted."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ...ir.errors import QuantizationError
+from ...ir.quantization import QuantizedWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Quantized = Callable[[], QuantizedWeight]
+Plain = Callable[[], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A quantised model on disk. Nothing but names and shapes has been read; each call reads and converts one tensor.
+
+    config: of Transformers, without `quantization_config`.
+    quantized: matrices of linear layers, by the name that the parameter has in Transformers' model
+        (`model.layers.0.mlp.down_proj.weight`).
+    plain: every other tensor by its name there, in the type that it is stored in; float32 where it has to be
+        computed from blocks (embeddings in a GGUF file).
+    source: a word for messages: "GPTQ", "AWQ", "GGUF".
+    """
+
+    config: "PreTrainedConfig"
+    quantized: Mapping[str, Quantized]
+    plain: Mapping[str, Plain]
+    source: str
+
+
+def named(where: str, read: Quantized) -> Quantized:
+    """`read`, whose errors say `where` the weight is: it knows tensors only."""
+
+    def reading() -> QuantizedWeight:
+        try:
+            return read()
+        except QuantizationError as error:
+            raise QuantizationError(f"{where}: {error}") from None
+
+    return reading
