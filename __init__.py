@@ -19,7 +19,18 @@ _EXPORTS = {
     "profile": ".torch_plugin.profiling",
     "reports": ".torch_plugin.report",
 }
-__all__ = ["LutraError", "Recipe", "__version__", "calibrate", "explain", "load", "load_recipe", "pack", "profile", "reports"]
+__all__ = [
+    "LutraError",
+    "Recipe",
+    "__version__",
+    "calibrate",
+    "explain",
+    "load",
+    "load_recipe",
+    "pack",
+    "profile",
+    "reports",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -52,8 +52,8 @@ class Row:
 class Explanation:
     """A decode step of one graph: operations in order, and what the machine adds.
 
-    formulas: totals in the graph's symbols. kernel_seconds: of all kernel calls beside their work. step_seconds: outside
-    compiled code."""
+    formulas: totals in the graph's symbols. kernel_seconds: of all kernel calls beside their work. step_seconds:
+    outside compiled code."""
 
     rows: tuple[Row, ...]
     formulas: Amount

@@ -63,8 +63,9 @@ class Product:
 
 @dataclass(frozen=True)
 class Machine:
-    """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds a kernel call
-    costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per second."""
+    """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds that a
+    kernel call costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per
+    second."""
 
     read: float
     step: float
@@ -94,8 +95,10 @@ class Meter:
         short = [seconds for seconds, _ in timed]
         kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
         growth = timed[1][1] - timed[1][0]
-        attention = many.attention_operations / max(growth, 1e-9)
-        return Machine(read, short[0] - kernel * few.kernels, kernel, attention)
+        step = short[0] - kernel * few.kernels
+        if min(kernel, growth, step) <= 0:  # more layers, or more context, took no longer
+            raise LutraError("this machine was too busy to be measured: run again when nothing else runs on it")
+        return Machine(read, step, kernel, many.attention_operations / growth)
 
     def product(self, product: Product, kernel: float) -> float:
         """Bytes of weights per second; `kernel`: what a kernel call costs beside, in seconds."""
@@ -169,7 +172,7 @@ class _Chain:
         family = {} if format_ is None else {"kernel_family": product.family}
         self._run = _compiled(self._model, {**options, **family, "recipe": recipe, "release_weights": True})
         self._x = torch.randn(product.rows, WIDTH).to(dtype)
-        with torch.no_grad():
+        with torch.no_grad(), _unlimited():
             self._run(self._x)
         graph = next(g for state in states_of(self._model) for g in state.graphs)
         self.kernels = sum(graph.executable.summary.kernels.values())
@@ -205,7 +208,8 @@ class _Steps:
         self._cache.early_initialization(1, 2, 64, torch.bfloat16, torch.device("cpu"))
         self._model = model
         self._forward = _compiled(model, {**options, "recipe": "w4", "vars": {"group_size": 64}})
-        self._run(2)
+        with _unlimited():
+            self._run(2)
         graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
         self.kernels = sum(graph.executable.summary.kernels.values())
         attention = total([cost for cost in graph_costs(graph.graph) if cost.name == "lutra.attention"]).operations
@@ -235,6 +239,11 @@ _EARLY, _LATE = SHORT // 2, LONG * 3 // 4
 
 def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
     return torch.compile(model, backend="lutra", dynamic=False, options=dict(options))
+
+
+def _unlimited() -> Any:
+    """Dynamo gives up on a function that was compiled for 8 models; ours may come after the user's."""
+    return torch._dynamo.config.patch(recompile_limit=1 << 10)
 
 
 def _seconds(call: Callable[[], Any]) -> float:
