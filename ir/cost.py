@@ -80,7 +80,26 @@ Values = Mapping[Any, Any]
 Formula = Callable[[Graph, Any, Values], Amount]
 _FORMULAS: dict[str, Formula] = {}
 
-_FREE = ["view", "reshape", "_unsafe_view", "transpose.int", "t", "permute", "unsqueeze", "squeeze.dim", "squeeze", "expand", "alias", "detach", "slice.Tensor", "select.int", "size", "size.int", "numel", "dim"]
+_FREE = [
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "transpose.int",
+    "t",
+    "permute",
+    "unsqueeze",
+    "squeeze.dim",
+    "squeeze",
+    "expand",
+    "alias",
+    "detach",
+    "slice.Tensor",
+    "select.int",
+    "size",
+    "size.int",
+    "numel",
+    "dim",
+]
 """Torch operators that give another view of the same elements, or a number about them."""
 
 
