@@ -34,10 +34,10 @@ class Amount:
 
     A product and its sum are two operations."""
 
-    weights: sympy.Expr = sympy.Integer(0)
-    read: sympy.Expr = sympy.Integer(0)
-    written: sympy.Expr = sympy.Integer(0)
-    operations: sympy.Expr = sympy.Integer(0)
+    weights: sympy.Expr = sympy.S.Zero
+    read: sympy.Expr = sympy.S.Zero
+    written: sympy.Expr = sympy.S.Zero
+    operations: sympy.Expr = sympy.S.Zero
 
     def __add__(self, other: "Amount") -> "Amount":
         return Amount(
@@ -72,7 +72,7 @@ class OperationCost:
     path: str
     amount: Amount
     weight: str | None = None
-    rows: sympy.Expr = sympy.Integer(1)
+    rows: sympy.Expr = sympy.S.One
     keeps_activations: bool = False
 
 
@@ -80,7 +80,7 @@ Values = Mapping[Any, Any]
 Formula = Callable[[Graph, Any, Values], Amount]
 _FORMULAS: dict[str, Formula] = {}
 
-_FREE = [
+_FREE = (
     "view",
     "reshape",
     "_unsafe_view",
@@ -99,7 +99,7 @@ _FREE = [
     "size.int",
     "numel",
     "dim",
-]
+)
 """Torch operators that give another view of the same elements, or a number about them."""
 
 

@@ -63,8 +63,8 @@ class Product:
 
 @dataclass(frozen=True)
 class Machine:
-    """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds that a
-    kernel call costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per
+    """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds that one
+    call costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per
     second."""
 
     read: float
