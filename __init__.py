@@ -12,13 +12,25 @@ _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
     "calibrate": ".passes.calibration",
+    "explain": ".torch_plugin.explain",
     "load": ".torch_plugin.packed_model",
     "load_recipe": ".recipes.loading",
     "pack": ".torch_plugin.packed_model",
     "profile": ".torch_plugin.profiling",
     "reports": ".torch_plugin.report",
 }
-__all__ = ["LutraError", "Recipe", "__version__", "calibrate", "load", "load_recipe", "pack", "profile", "reports"]
+__all__ = [
+    "LutraError",
+    "Recipe",
+    "__version__",
+    "calibrate",
+    "explain",
+    "load",
+    "load_recipe",
+    "pack",
+    "profile",
+    "reports",
+]
 
 
 def __getattr__(name: str) -> Any:

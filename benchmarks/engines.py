@@ -66,26 +66,26 @@ class TorchEngine:
 
     def __init__(self, name: str, shape: str, prompt: int, new_tokens: int, threads: int, batch: int = 1) -> None:
         torch.set_num_threads(threads)
-        self._model = empty_model(shape)
+        self.model = empty_model(shape)
         self._bare = resident()
-        fill(self._model)
+        fill(self.model)
         self._ids = torch.randint(
             0, SHAPES[shape].vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(1)
         )
         self._new_tokens = new_tokens
         self._lutra = name not in PEERS
-        config = self._model.config
+        config = self.model.config
         self._cache = StaticCache(config=config, max_cache_len=prompt + new_tokens)
         head_size = config.hidden_size // config.num_attention_heads
         heads = config.num_key_value_heads or config.num_attention_heads
         self._cache.early_initialization(batch, heads, head_size, torch.bfloat16, torch.device("cpu"))
-        self._forward: Callable[..., Any] = self._model
-        self._saved = _quantize_with_torchao(self._model) if name == "torchao-int4" else 0
+        self._forward: Callable[..., Any] = self.model
+        self._saved = _quantize_with_torchao(self.model) if name == "torchao-int4" else 0
         if name in ("inductor", "torchao-int4"):
-            self._forward = torch.compile(self._model, dynamic=False)
+            self._forward = torch.compile(self.model, dynamic=False)
         elif self._lutra:
             options = {"recipe": name, "release_weights": True}
-            self._forward = torch.compile(self._model, backend="lutra", dynamic=False, options=options)
+            self._forward = torch.compile(self.model, backend="lutra", dynamic=False, options=options)
 
     def first_call(self) -> float:
         """Seconds of the first prefill and the first decode step, compiling included."""
@@ -102,10 +102,10 @@ class TorchEngine:
     def weight_bytes(self) -> int:
         """Bytes of weights that one decode step reads."""
         if not self._lutra:
-            return weights_read_eagerly(self._model) - self._saved
+            return weights_read_eagerly(self.model) - self._saved
         from lutra.torch_plugin.report import states_of  # only here: the peers do not load the compiler
 
-        graphs = [graph.graph for state in states_of(self._model) for graph in state.graphs]
+        graphs = [graph.graph for state in states_of(self.model) for graph in state.graphs]
         return next(weights_read(graph) for graph in graphs if graph.phase == "decode")
 
 

@@ -124,13 +124,13 @@ def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
             "graph": hashlib.sha256(text.encode()).hexdigest(),
             "target": f"{target.name} {target.tvm_target()}, products in {products}",
             "options": f"family {options.kernel_family}, strict {options.strict}",
-            "versions": _versions(),
+            "versions": versions(),
         }
     )
 
 
 @cache
-def _versions() -> str:
+def versions() -> str:
     """Libraries by version, our own code by content."""
     code = hashlib.sha256()
     package = Path(__file__).resolve().parent.parent

@@ -25,9 +25,9 @@ def load_causal_lm(model: str, dtype: str, options: Mapping[str, Any]) -> Any:
     return loaded
 
 
-def generate(model: Any, prompt: int, new_tokens: int) -> None:
-    """`new_tokens` greedy tokens after `prompt` random ones, over a static cache."""
-    ids = torch.randint(0, model.config.vocab_size, (1, prompt), generator=torch.Generator().manual_seed(0))
+def generate(model: Any, prompt: int, new_tokens: int, batch: int = 1) -> None:
+    """`new_tokens` greedy tokens after `prompt` random ones, for each of `batch` sequences, over a static cache."""
+    ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
     lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
     with torch.no_grad():

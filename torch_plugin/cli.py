@@ -1,4 +1,4 @@
-"""The command line, `lutra`: what recipes, passes and targets there are, packing, profiles, the executable cache."""
+"""The command line, `lutra`: recipes, passes, targets, packing, profiles, predictions, the executable cache."""
 
 import json
 import shutil
@@ -91,6 +91,29 @@ def profile(
     if trace is not None:
         timeline.save(trace)
         print(f"timeline: {trace} (open it in chrome://tracing or ui.perfetto.dev)")
+
+
+@app.command()
+def explain(
+    model: ModelName,
+    recipe: RecipeName = "none",
+    var: Variables = None,
+    dtype: DtypeName = "auto",
+    batch: Annotated[int, typer.Option(help="sequences", min=1)] = 1,
+    context: Annotated[int, typer.Option(help="tokens that the step attends to", min=3)] = 128,
+    layers: Annotated[bool, typer.Option("--layers", help="also every linear: its format, kernels and time")] = False,
+) -> None:
+    """Predict bytes, operations and time of a decode step. The first time this measures the machine, for a minute."""
+    from .causal_lm import generate, load_causal_lm
+    from .explain import explain as predict
+
+    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    generate(loaded, context - 1, 2, batch)  # compiles, over a cache of `context` tokens
+    explanation = predict(loaded, context, batch)
+    console = Console(width=max(Console().width, 100))
+    console.print(explanation)
+    if layers:
+        console.print(explanation.layers())
 
 
 @app.command()

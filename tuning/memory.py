@@ -5,7 +5,6 @@ the model was loaded. `Peak` measures the most between two moments, which a maxi
 (with loading and compiling in it) does not tell. Weights are counted from their shapes and formats.
 """
 
-import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +13,10 @@ from types import TracebackType
 import psutil
 import torch
 
+from ..ir.cost import weight_bytes
 from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
-from ..ir.rewriting import quantized_format, tensor_type, users
+from ..ir.rewriting import quantized_format, users
 
 if sys.platform != "win32":
     import resource
@@ -85,7 +85,7 @@ def weights_read(graph: Graph) -> int:
     """Bytes of weights that one call of compiled `graph` reads: low-bit codes with their scales and zero points, and
     what stayed a plain tensor; of embeddings it reads a few rows, which do not count."""
     read = {op.sym.value: op.out.type for op in graph.operations if _read_whole(op)}
-    return sum(graph.store.packed_bytes(name) or _weight_bytes(type_) for name, type_ in read.items())
+    return sum(graph.store.packed_bytes(name) or weight_bytes(type_) for name, type_ in read.items())
 
 
 def weights_resident(graphs: Iterable[Graph]) -> int:
@@ -106,13 +106,3 @@ def _is_plain(op: object) -> bool:
 
 def _read_whole(op: object) -> bool:
     return isinstance(op, ParamOp) and any(u.operation.name != "torch.aten.embedding" for u in users(op.out))
-
-
-def _weight_bytes(type_: object) -> int:
-    quantized = quantized_format(type_)
-    if quantized is None:
-        tensor = tensor_type(type_)
-        return math.prod(n or 1 for n in tensor.shape) * tensor.dtype.itemsize
-    n, k, format_ = quantized
-    scales = n * format_.groups(k) * torch.float16.itemsize
-    return n * k * format_.bits // 8 + scales * (2 if format_.has_zero_points else 1)

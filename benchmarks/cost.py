@@ -1,0 +1,84 @@
+"""Predicted against measured decode time: three Llama shapes (random weights) under three recipes.
+
+    python benchmarks/cost.py
+    python benchmarks/cost.py --shapes 0.3b --recipes w4 --rounds 2
+
+In every round the machine's constants are measured right before and after the decode steps whose time they predict, so
+that what else runs on the machine meets both. Figures are medians over the rounds.
+"""
+
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from engines import SHAPES, TorchEngine
+from lutra import LutraError
+from lutra.torch_plugin.explain import explain, products_of
+from lutra.torch_plugin.machine import Meter
+from lutra.torch_plugin.options import Options
+from rich.console import Console
+from rich.table import Table
+from transformers import LlamaConfig
+
+
+def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 4,
+        tie_word_embeddings=False,
+    )
+
+
+SHAPES.setdefault("0.15b", _llama(768, 2048, 12, 12))
+SHAPES.setdefault("0.4b", _llama(1024, 4096, 20, 16))
+
+PROMPT, NEW_TOKENS = 64, 32
+
+
+def measure(shape: str, recipe: str, rounds: int, meter: Meter) -> tuple[float, float]:
+    """Predicted and measured seconds of a decode step."""
+    engine = TorchEngine(recipe, shape, PROMPT, NEW_TOKENS, torch.get_num_threads())
+    engine.first_call()
+    model, context = engine.model, PROMPT + NEW_TOKENS // 2
+    products = list(products_of(model, context))
+    predicted = [explain(model, context, machine=meter.measure(products)).seconds]
+    measured = []
+    for _ in range(rounds):
+        timing, _ = engine.run()
+        measured.append(median(timing.token_seconds))
+        predicted.append(explain(model, context, machine=meter.measure(products)).seconds)
+    return median(predicted), median(measured)
+
+
+def main(
+    shapes: Annotated[str, typer.Option(help=f"of {', '.join(SHAPES)}")] = "0.15b,0.4b,1.1b",
+    recipes: Annotated[str, typer.Option()] = "w4,w2-lut,w1-lut",
+    rounds: Annotated[int, typer.Option(min=1)] = 3,
+) -> None:
+    """Print predictions, measurements and the worst of their ratios."""
+    torch._dynamo.config.recompile_limit = 1 << 10  # nine models in one process
+    table = Table("shape", "recipe", "predicted ms", "measured ms", "predicted / measured")
+    errors = []
+    try:
+        meter = Meter(Options.parse({}))
+        for shape in shapes.split(","):
+            for recipe in recipes.split(","):
+                predicted, measured = measure(shape, recipe, rounds, meter)
+                errors.append(abs(predicted / measured - 1))
+                figures = (f"{1e3 * predicted:.2f}", f"{1e3 * measured:.2f}", f"{predicted / measured:.2f}")
+                table.add_row(shape, recipe, *figures)
+                print(shape, recipe, *figures, flush=True)
+    except LutraError as error:
+        Console().print(f"[bold red]error[/] {error}", highlight=False)
+        raise typer.Exit(2) from None
+    Console().print(table)
+    print(f"worst error {max(errors):.0%}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

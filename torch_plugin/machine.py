@@ -1,0 +1,252 @@
+"""What this machine does in a second, measured once and kept beside the cached executables.
+
+Five kinds of constants, none of them taken from a model whose time is predicted:
+
+- the read ceiling (`codegen/bandwidth.py`);
+- for each kind of linear in use, how fast its kernel streams its weight from memory: a chain of equal linears, larger
+  than the caches, compiled and run as any model is;
+- a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers;
+- how fast decode attention works: the same steps at a short and at a long context.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..codegen.bandwidth import ReadCeiling
+from ..codegen.compile import versions
+from ..codegen.targets import get_target
+from ..ir.cost import CONTEXT, graph_costs, total
+from ..ir.errors import LutraError
+from ..ir.quantization import WeightFormat
+from .options import Options
+from .report import states_of
+
+FOOTPRINT = 64 << 20
+"""Bytes of packed weights that a chain reads in one call: above the last cache of the CPUs that are targeted."""
+WIDTH = 4096
+"""Features of each of its linears."""
+LAYERS = (2, 8)
+"""Of the two tiny models."""
+SHORT, LONG = 64, 1024
+"""Contexts up to which, and from half of which, attention is timed."""
+REPEATS = 15
+"""Calls of a chain in one measurement, of which the median is taken."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A kind of linear: `format` of the weight (None: plain), `family` of its kernel, rows of activations, their dtype
+    ("bfloat16"), and whether they stay floating-point."""
+
+    format: WeightFormat | None
+    family: str
+    rows: int
+    dtype: str
+    keeps_activations: bool = False
+
+    @property
+    def name(self) -> str:
+        """Unique per kind."""
+        weight = "plain" if self.format is None else f"{self.family} {self.format.describe()}"
+        return f"{weight}, {self.rows} x {self.dtype}{' kept' if self.keeps_activations else ''}"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds that one
+    call costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per
+    second."""
+
+    read: float
+    step: float
+    kernel: float
+    attention: float
+    products: Mapping[str, float] = field(default_factory=dict)
+
+
+class Meter:
+    """Measures a `Machine`; what it compiles for that is kept, so that measuring again takes a second or two."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
+        self._ceiling = ReadCeiling(1 << 28)
+        self._chains: dict[str, _Chain] = {}
+
+    @cached_property
+    def _steps(self) -> tuple["_Steps", "_Steps"]:
+        few, many = (_Steps(layers, self._options) for layers in LAYERS)
+        return few, many
+
+    def overheads(self) -> Machine:
+        """All but the products."""
+        few, many = self._steps
+        read = self._ceiling.measure(3)
+        timed = [steps.measure() for steps in (few, many)]
+        short = [seconds for seconds, _ in timed]
+        kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
+        growth = timed[1][1] - timed[1][0]
+        step = short[0] - kernel * few.kernels
+        if min(kernel, growth, step) <= 0:  # more layers, or more context, took no longer
+            raise LutraError("this machine was too busy to be measured: run again when nothing else runs on it")
+        return Machine(read, step, kernel, many.attention_operations / growth)
+
+    def product(self, product: Product, kernel: float) -> float:
+        """Bytes of weights per second; `kernel`: what a kernel call costs beside, in seconds."""
+        if product.name not in self._chains:
+            self._chains[product.name] = _Chain(product, self._options)
+        chain = self._chains[product.name]
+        return chain.weight_bytes / max(chain.measure() - kernel * chain.kernels, 1e-9)
+
+    def measure(self, products: Iterable[Product]) -> Machine:
+        """Everything, now."""
+        machine = self.overheads()
+        rates = {product.name: self.product(product, machine.kernel) for product in products}
+        return Machine(machine.read, machine.step, machine.kernel, machine.attention, rates)
+
+
+def machine_for(products: Iterable[Product], options: Options) -> Machine:
+    """The constants of this machine, from the cache folder, or measured now as far as they are missing there."""
+    wanted, path = list(products), _path(options)
+    known = _read(path) if options.cache else None
+    missing = [p for p in wanted if known is None or p.name not in known.products]
+    if known is not None and not missing:
+        return known
+    meter = Meter(options)
+    known = known or meter.overheads()
+    rates = {product.name: meter.product(product, known.kernel) for product in missing}
+    known = Machine(known.read, known.step, known.kernel, known.attention, {**known.products, **rates})
+    if options.cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(".new")
+        scratch.write_text(json.dumps(asdict(known)))
+        scratch.replace(path)
+    return known
+
+
+def _path(options: Options) -> Path:
+    """By target, threads and content of the library: what a measurement depends on."""
+    key = f"{get_target(options.target).name}, {torch.get_num_threads()} threads, {versions()}"
+    return options.cache_directory() / f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _read(path: Path) -> Machine | None:
+    try:
+        return Machine(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return None  # absent or damaged: measured again
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+class _Chain:
+    """Linears one after the other, and the seconds that a call of all of them takes."""
+
+    def __init__(self, product: Product, options: Mapping[str, Any]) -> None:
+        dtype, format_ = getattr(torch, product.dtype), product.format
+        bits = format_.bits if format_ is not None else 8 * dtype.itemsize
+        count = -(-FOOTPRINT * 8 // (bits * WIDTH * WIDTH))
+        with torch.device("meta"):
+            model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype) for _ in range(count)))
+        self._model = model.to_empty(device="cpu").eval()
+        values = torch.linspace(-1, 1, WIDTH * WIDTH + 1)[1:].view(WIDTH, WIDTH)
+        for parameter in self._model.parameters():
+            parameter.data.copy_(values)
+        recipe: dict[str, Any] = {"lutra": 1, "name": "chain", "passes": []}
+        if format_ is not None:
+            weights = {"bits": format_.bits, "group_size": format_.group_size or "channel", "scheme": format_.scheme}
+            kept = {"activations": "float"} if product.keeps_activations else {}
+            recipe["passes"] = [{"quantize-weights": {**weights, **kept, "select": {"operators": "linear"}}}]
+        else:
+            recipe["passes"] = [{"fuse": {}}]
+        family = {} if format_ is None else {"kernel_family": product.family}
+        self._run = _compiled(self._model, {**options, **family, "recipe": recipe, "release_weights": True})
+        self._x = torch.randn(product.rows, WIDTH).to(dtype)
+        with torch.no_grad(), _unlimited():
+            self._run(self._x)
+        graph = next(g for state in states_of(self._model) for g in state.graphs)
+        self.kernels = sum(graph.executable.summary.kernels.values())
+        self.weight_bytes = int(total(graph_costs(graph.graph)).weights)
+
+    @torch.no_grad()
+    def measure(self) -> float:
+        """Seconds of a call."""
+        return median(_seconds(lambda: self._run(self._x)) for _ in range(REPEATS))
+
+
+class _Steps:
+    """Decode steps of a Llama whose weights take next to no time, over a static cache."""
+
+    def __init__(self, layers: int, options: Mapping[str, Any]) -> None:
+        try:
+            from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+        except ImportError:
+            raise LutraError(
+                "the cost of a step is measured on a Transformers model: pip install transformers"
+            ) from None
+        config = LlamaConfig(
+            vocab_size=256,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            num_key_value_heads=2,
+            head_dim=64,
+        )
+        model = LlamaForCausalLM(config).bfloat16().eval()
+        self._cache = StaticCache(config=config, max_cache_len=LONG)
+        self._cache.early_initialization(1, 2, 64, torch.bfloat16, torch.device("cpu"))
+        self._model = model
+        self._forward = _compiled(model, {**options, "recipe": "w4", "vars": {"group_size": 64}})
+        with _unlimited():
+            self._run(2)
+        graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
+        self.kernels = sum(graph.executable.summary.kernels.values())
+        attention = total([cost for cost in graph_costs(graph.graph) if cost.name == "lutra.attention"]).operations
+        self.attention_operations = float(attention.subs(CONTEXT, _LATE) - attention.subs(CONTEXT, _EARLY))
+
+    def measure(self) -> tuple[float, float]:
+        """Seconds of a step at a short and at a long context."""
+        times = self._run(LONG)
+        return median(times[:SHORT]), median(times[LONG // 2 :])
+
+    @torch.no_grad()
+    def _run(self, steps: int) -> list[float]:
+        self._cache.reset()
+        token = torch.zeros(1, 1, dtype=torch.int64)
+
+        def step() -> None:
+            nonlocal token
+            logits = self._forward(input_ids=token, cache=self._cache, use_cache=True, logits_to_keep=1).logits
+            token = logits[:, -1].argmax(-1, keepdim=True)
+
+        return [_seconds(step) for _ in range(steps)]
+
+
+_EARLY, _LATE = SHORT // 2, LONG * 3 // 4
+"""The contexts in the middle of the two stretches that `_Steps` times."""
+
+
+def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
+    return torch.compile(model, backend="lutra", dynamic=False, options=dict(options))
+
+
+def _unlimited() -> Any:
+    """Dynamo gives up on a function that was compiled for 8 models; ours may come after the user's."""
+    return torch._dynamo.config.patch(recompile_limit=1 << 10)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
