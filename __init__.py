@@ -11,9 +11,10 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
+    "adopt_torchao": ".torch_plugin.loading",
     "calibrate": ".passes.calibration",
     "explain": ".torch_plugin.explain",
-    "load": ".torch_plugin.packed_model",
+    "load": ".torch_plugin.loading",
     "load_recipe": ".recipes.loading",
     "pack": ".torch_plugin.packed_model",
     "profile": ".torch_plugin.profiling",

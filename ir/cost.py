@@ -18,7 +18,7 @@ from .dialect import ParamOp, quantized_format
 from .errors import LutraError
 from .graph import Graph
 from .operator_call import operation_name
-from .rewriting import keeps_activations, parameter_symbol, paths, tensor_type
+from .rewriting import activations_of, parameter_symbol, paths, tensor_type
 from .shapes import SymbolicValue, symbolic_values
 
 CONTEXT = sympy.Symbol("context", integer=True, positive=True)
@@ -129,7 +129,7 @@ def graph_costs(graph: Graph) -> list[OperationCost]:
                 amount=amount,
                 weight=parameter_symbol(op.weight) if linear else None,
                 rows=_elements(values, op.out) / op_features(op) if linear else sympy.Integer(1),
-                keeps_activations=linear and keeps_activations(op),
+                keeps_activations=linear and activations_of(op) == "float",
             )
         )
     return found

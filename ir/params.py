@@ -38,6 +38,7 @@ class ParameterStore:
     _identities: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
     _names: MutableMapping[torch.Tensor, str] = field(default_factory=WeakIdKeyDictionary)
+    _given: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     choices: dict[tuple[str, str], tuple[str, WeightFormat]] = field(default_factory=dict)
     """(rule, tensor) -> name and format of what quantising made of it: chosen for one graph, kept to in the others."""
 
@@ -60,6 +61,14 @@ class ParameterStore:
         name = self._identify(name, tensor)
         self._released[name] = tensor.shape
         return name
+
+    def give(self, name: str, read: Callable[[], QuantizedWeight]) -> None:
+        """Say that tensor `name` came quantised: `read()` gives its codes."""
+        self._given[name] = read
+
+    def given(self, name: str) -> QuantizedWeight | None:
+        """The codes that tensor `name` came with, read now; None when it came with none."""
+        return self._given[name]() if name in self._given else None
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
         """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""

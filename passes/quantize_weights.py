@@ -17,7 +17,6 @@ from ..ir.half_quadratic import HalfQuadratic
 from ..ir.params import ParameterStore
 from ..ir.quantization import PER_CHANNEL, QuantizedWeight, Scheme, WeightFormat, dequantize
 from ..ir.rewriting import (
-    GatedMlpOp,
     LinearOp,
     ParamOp,
     Pattern,
@@ -29,8 +28,6 @@ from ..ir.rewriting import (
     quantized_type,
     set_activations,
     static_shape,
-    tensor_type,
-    vtensor,
 )
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
@@ -38,6 +35,7 @@ from .base import ALL_PHASES, Kind, PassContext
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
+from .unmerge import unmerge
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class QuantizeWeights:
         del linears  # handles do not outlive a rewrite
 
         def split_merged(op: Any, rewriter: Any) -> bool:
-            return _unmerge(graph, op, rewriter, chosen)
+            return unmerge(graph, op, rewriter, chosen)
 
         apply_patterns(graph, {"lutra.linear": [split_merged]}, context.report.count)
         layers = {
@@ -208,38 +206,3 @@ def _statistics(store: ParameterStore, calibration: Calibration | None, symbol: 
         return None
     known = [entry for entry in found if entry is not None]
     return LinearStatistics(known[0].gram, torch.cat([entry.sensitivity for entry in known]), known[0].rows)
-
-
-def _unmerge(graph: Graph, op: Any, rewriter: Any, chosen: set[str]) -> bool:
-    """Take a merged linear apart again when the selector took only some of its parts."""
-    own = paths(op)
-    if len(own) < 2 or not (set(own) & chosen) or set(own) <= chosen or quantized_format(op.weight.type) is not None:
-        return False
-    weights = graph.store.parts(parameter_symbol(op.weight))
-    biases = graph.store.parts(parameter_symbol(op.bias)) if op.bias is not None else (None,) * len(own)
-    if len(weights) != len(own):
-        return False
-    linears, start, starts = [], 0, {}
-    for path, weight, bias in zip(own, weights, biases, strict=True):
-        rows = graph.store.shape(weight)[0]
-        operand = build(ParamOp, rewriter, op, weight, vtensor((rows, static_shape(op.weight)[1]), op.weight)).out
-        keywords = {}
-        if bias is not None:
-            keywords["bias"] = build(ParamOp, rewriter, op, bias, vtensor((rows,), op.bias)).out
-        type_ = vtensor((*tensor_type(op.out.type).shape[:-1], rows), op.out)
-        linears.append(build(LinearOp, rewriter, op, op.x, operand, type_, path=path, **keywords))
-        starts[start] = len(linears) - 1
-        start += rows
-    for use in list(op.out.uses):
-        user = use.owner
-        if user.operation.name == "lutra.split":
-            part = linears[starts[user.attributes["start"].value]]
-            rewriter.replace_op(user, part.operation)
-        else:
-            gate = user.opview
-            new = build(
-                GatedMlpOp, rewriter, gate, linears[0].out, gate.activation.value, gate.out.type, up=linears[1].out
-            )
-            rewriter.replace_op(user, new.operation)
-    rewriter.erase_op(op)
-    return True

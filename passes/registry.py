@@ -4,10 +4,11 @@ import logging
 from importlib.metadata import entry_points
 
 from .fuse import Fuse
+from .given_weights import GivenWeights
 from .quantize_weights import QuantizeWeights
 from .symmetrize_tables import SymmetrizeTables
 
-BUILT_IN: tuple[type, ...] = (Fuse, QuantizeWeights, SymmetrizeTables)
+BUILT_IN: tuple[type, ...] = (Fuse, GivenWeights, QuantizeWeights, SymmetrizeTables)
 logger = logging.getLogger("lutra")
 
 

@@ -8,20 +8,30 @@ from typing import Any
 import torch
 
 from ..ir.errors import LutraError
-from .packed_model import is_packed, load
+from .given_model import is_quantized_checkpoint
+from .loading import load
+from .packed_model import is_packed
 
 
-def load_causal_lm(model: str, dtype: str, options: Mapping[str, Any]) -> Any:
-    """`model`: a folder that `lutra pack` wrote, or folder or hub name of a checkpoint, loaded as `dtype` ("auto": its
-    own). `options`: of the lutra backend; a packed folder has its own recipe."""
+def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mapping[str, Any], default: str) -> Any:
+    """`model` compiled with `recipe`, its originals released; `dtype`: of what stays in floating point ("auto": its
+    own).
+
+    model: folder or hub name of a checkpoint, whose recipe is `default` when none is given; a checkpoint that others
+    quantised, with its own codes; or a folder that `lutra pack` wrote, which has its recipe."""
     try:
         from transformers import AutoModelForCausalLM
     except ImportError:
         raise LutraError("models are loaded with Transformers: pip install transformers") from None
+    options: dict[str, Any] = {"vars": variables} if variables else {}
+    options |= {"recipe": recipe} if recipe is not None else {}
     if is_packed(model):
-        return load(Path(model), options={k: v for k, v in options.items() if k not in ("recipe", "vars")})
+        return load(model, options=options)
+    options["release_weights"] = True
+    if is_quantized_checkpoint(Path(model)):
+        return load(model, options=options, dtype=None if dtype == "auto" else getattr(torch, dtype))
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
-    loaded.compile(backend="lutra", options=dict(options))
+    loaded.compile(backend="lutra", options={"recipe": default, **options})
     return loaded
 
 

@@ -20,8 +20,12 @@ app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completi
 cache_app = typer.Typer(help="The cache of compiled executables.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 
-ModelName = Annotated[str, typer.Argument(help="folder or hub name of a causal language model, or a packed folder")]
-RecipeName = Annotated[str, typer.Option(help="recipe: a name of the library, a path or YAML text")]
+ModelName = Annotated[
+    str, typer.Argument(help="folder, hub name or .gguf file of a causal language model, or a packed folder")
+]
+RecipeName = Annotated[
+    str | None, typer.Option(help="a name of the library, a path or YAML text; left out: none, w4 to pack")
+]
 Variables = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")]
 DtypeName = Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")]
 CacheDir = Annotated[Path | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
@@ -72,7 +76,7 @@ def targets() -> None:
 @app.command()
 def profile(
     model: ModelName,
-    recipe: RecipeName = "none",
+    recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
     prompt: Annotated[int, typer.Option(help="prompt tokens", min=2)] = 128,
@@ -83,7 +87,7 @@ def profile(
     from .causal_lm import generate, load_causal_lm
     from .profiling import profile as watch
 
-    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="none")
     generate(loaded, prompt, new_tokens)  # compiles
     with watch(loaded) as timeline:
         generate(loaded, prompt, new_tokens)
@@ -96,7 +100,7 @@ def profile(
 @app.command()
 def explain(
     model: ModelName,
-    recipe: RecipeName = "none",
+    recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
     batch: Annotated[int, typer.Option(help="sequences", min=1)] = 1,
@@ -107,7 +111,7 @@ def explain(
     from .causal_lm import generate, load_causal_lm
     from .explain import explain as predict
 
-    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="none")
     generate(loaded, context - 1, 2, batch)  # compiles, over a cache of `context` tokens
     explanation = predict(loaded, context, batch)
     console = Console(width=max(Console().width, 100))
@@ -118,9 +122,9 @@ def explain(
 
 @app.command()
 def pack(
-    model: Annotated[str, typer.Argument(help="folder or hub name of a causal language model")],
+    model: Annotated[str, typer.Argument(help="folder, hub name or .gguf file of a causal language model")],
     output: Annotated[Path, typer.Option("--output", "-o", help="new or empty folder for the packed model")],
-    recipe: RecipeName = "w4",
+    recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
 ) -> None:
@@ -134,7 +138,7 @@ def pack(
     if is_packed(model):
         raise LutraError(f"{model} is packed already")
     check_new(output)
-    loaded = load_causal_lm(model, dtype, {"recipe": recipe, "vars": _variables(var or []), "release_weights": True})
+    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="w4")
     generate(loaded, prompt=32, new_tokens=2)
     size = write(loaded, output)
     with_tokenizer = _copy_tokenizer(model, output)

@@ -12,11 +12,11 @@ Five kinds of constants, none of them taken from a model whose time is predicted
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 from typing import Any
 
 import torch
@@ -37,10 +37,12 @@ WIDTH = 4096
 """Features of each of its linears."""
 LAYERS = (2, 8)
 """Of the two tiny models."""
-SHORT, LONG = 64, 1024
+SHORT, LONG = 128, 1024
 """Contexts up to which, and from half of which, attention is timed."""
-REPEATS = 15
-"""Calls of a chain in one measurement, of which the median is taken."""
+TURN, GENERATIONS = 64, 2
+"""Steps of one model before the other's turn, and how often both generate `LONG` tokens."""
+REPEATS = 21
+"""Calls of a chain in one measurement."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,9 @@ class Meter:
         """All but the products."""
         few, many = self._steps
         read = self._ceiling.measure(3)
-        timed = [steps.measure() for steps in (few, many)]
-        short = [seconds for seconds, _ in timed]
+        short, long = _interleaved((few, many))
         kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
-        growth = timed[1][1] - timed[1][0]
+        growth = long[1] - short[1]
         step = short[0] - kernel * few.kernels
         if min(kernel, growth, step) <= 0:  # more layers, or more context, took no longer
             raise LutraError("this machine was too busy to be measured: run again when nothing else runs on it")
@@ -181,7 +182,7 @@ class _Chain:
     @torch.no_grad()
     def measure(self) -> float:
         """Seconds of a call."""
-        return median(_seconds(lambda: self._run(self._x)) for _ in range(REPEATS))
+        return undisturbed([_seconds(lambda: self._run(self._x)) for _ in range(REPEATS)])
 
 
 class _Steps:
@@ -208,33 +209,53 @@ class _Steps:
         self._cache.early_initialization(1, 2, 64, torch.bfloat16, torch.device("cpu"))
         self._model = model
         self._forward = _compiled(model, {**options, "recipe": "w4", "vars": {"group_size": 64}})
+        self.restart()
         with _unlimited():
-            self._run(2)
+            self.run(2)
         graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
         self.kernels = sum(graph.executable.summary.kernels.values())
         attention = total([cost for cost in graph_costs(graph.graph) if cost.name == "lutra.attention"]).operations
         self.attention_operations = float(attention.subs(CONTEXT, _LATE) - attention.subs(CONTEXT, _EARLY))
 
-    def measure(self) -> tuple[float, float]:
-        """Seconds of a step at a short and at a long context."""
-        times = self._run(LONG)
-        return median(times[:SHORT]), median(times[LONG // 2 :])
+    def restart(self) -> None:
+        """Forget all tokens."""
+        self._cache.reset()
+        self._token = torch.zeros(1, 1, dtype=torch.int64)
 
     @torch.no_grad()
-    def _run(self, steps: int) -> list[float]:
-        self._cache.reset()
-        token = torch.zeros(1, 1, dtype=torch.int64)
+    def run(self, steps: int) -> list[float]:
+        """Seconds of each of the next steps."""
+        return [_seconds(self._step) for _ in range(steps)]
 
-        def step() -> None:
-            nonlocal token
-            logits = self._forward(input_ids=token, cache=self._cache, use_cache=True, logits_to_keep=1).logits
-            token = logits[:, -1].argmax(-1, keepdim=True)
-
-        return [_seconds(step) for _ in range(steps)]
+    def _step(self) -> None:
+        logits = self._forward(input_ids=self._token, cache=self._cache, use_cache=True, logits_to_keep=1).logits
+        self._token = logits[:, -1].argmax(-1, keepdim=True)
 
 
 _EARLY, _LATE = SHORT // 2, LONG * 3 // 4
-"""The contexts in the middle of the two stretches that `_Steps` times."""
+"""The contexts in the middle of the two stretches that are timed."""
+
+
+def _interleaved(models: tuple[_Steps, ...]) -> tuple[list[float], list[float]]:
+    """Seconds of a step of each model at a short and at a long context; they take turns, and all meet what else runs."""
+    short: list[list[float]] = [[] for _ in models]
+    long: list[list[float]] = [[] for _ in models]
+    for _ in range(GENERATIONS):
+        for model in models:
+            model.restart()
+        for start in range(0, LONG, TURN):
+            for index, model in enumerate(models):
+                times = model.run(TURN)
+                if start < SHORT:
+                    short[index] += times
+                elif start >= LONG // 2:
+                    long[index] += times
+    return [undisturbed(times) for times in short], [undisturbed(times) for times in long]
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """The lower quartile: what else runs on a machine makes a step slower, never faster."""
+    return quantiles(times, n=4)[0]
 
 
 def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:

@@ -23,6 +23,8 @@ from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
 
+_kept: MutableMapping[torch.nn.Module, "ModelState"] = weakref.WeakKeyDictionary()
+"""States that were made before the first graph of their model, which keeps them alive until then and after."""
 _states: MutableMapping[Any, Any] = WeakIdKeyDictionary()
 """Parameter -> {options: weak reference to the state}; a state lives as long as a compiled graph that uses it."""
 
@@ -42,9 +44,15 @@ def state_for(inputs: Sequence[Any], options: Options) -> "ModelState":
 
 
 def share_state(parameters: Iterable[torch.nn.Parameter], state: "ModelState") -> None:
-    """From now on `state_for` finds `state` by any of `parameters`; the caller keeps it alive."""
+    """From now on `state_for` finds `state` by any of `parameters`; a graph, or the caller, keeps it alive."""
     for parameter in parameters:
         _states.setdefault(parameter, {})[state.options.fingerprint()] = weakref.ref(state)
+
+
+def keep_state(model: torch.nn.Module, state: "ModelState") -> None:
+    """`state` is that of all graphs of `model` that are compiled with its options, for as long as the model lives."""
+    share_state(model.parameters(), state)
+    _kept[model] = state
 
 
 class ModelState:

@@ -6,8 +6,7 @@ plain.safetensors       every other tensor that the graphs read, mapped as well
 config.json, ...        what Transformers needs to build the model
 """
 
-import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from ..codegen.weights import PlainWeight
 from ..ir.errors import OptionError, PackedModelError
 from ..ir.params import ParameterStore
 from ..ir.quantization import Scheme, WeightFormat
-from .model_state import ModelState, share_state
+from .model_state import ModelState, keep_state
 from .options import Options
 from .release import unreadable
 from .report import module_of, states_of
@@ -31,9 +30,6 @@ MANIFEST, PACKED, PLAIN = "lutra.json", "packed.safetensors", "plain.safetensors
 _DERIVED = "derived|"
 """What precedes the symbol of a derived tensor in the file of plain ones."""
 _OWN_OPTIONS = ("recipe", "vars", "calibration")
-
-_states: MutableMapping[nn.Module, ModelState] = weakref.WeakKeyDictionary()
-"""Keeps the packed weights of a loaded model until its first graph is compiled, and after that."""
 
 
 class StoredTensor(BaseModel):
@@ -114,17 +110,16 @@ def pack(model: Any, folder: Path | str) -> int:
     return sum((folder / name).stat().st_size for name in (PACKED, PLAIN))
 
 
-def load(folder: Path | str, model: nn.Module | None = None, options: Mapping[str, Any] | None = None) -> nn.Module:
+def load_packed(folder: Path, model: nn.Module | None, options: Mapping[str, Any]) -> nn.Module:
     """The packed model of `folder`, compiled in place (`model.compile`), its weights mapped into memory.
 
     model: a module of the same structure, whose tensors are replaced; needed for what is not a model of Transformers.
     options: of the lutra backend, without a recipe, which is that of the folder. Raises `PackedModelError`."""
-    folder = Path(folder)
     manifest = _read_manifest(folder)
     for name in _OWN_OPTIONS:
-        if name in (options or {}):
+        if name in options:
             raise OptionError(f"{folder} was packed with its own recipe: option {name!r} cannot change it any more")
-    given = {"recipe": manifest.recipe, "kernel_family": manifest.kernel_family, **(options or {})}
+    given = {"recipe": manifest.recipe, "kernel_family": manifest.kernel_family, **options}
     state = ModelState(Options.parse(given))
     restore_packed(folder / PACKED, state.store)
     state.store.choices.update(
@@ -134,8 +129,7 @@ def load(folder: Path | str, model: nn.Module | None = None, options: Mapping[st
     if model is None:
         model = _build(folder, manifest, values)
     _give_values(model, manifest, values, state.store, folder)
-    share_state(model.parameters(), state)
-    _states[model] = state
+    keep_state(model, state)
     model.compile(backend="lutra", options=given)
     return model.eval()
 

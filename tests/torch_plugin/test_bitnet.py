@@ -168,7 +168,12 @@ def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: s
     expected = generated(model)
     with torch.no_grad():
         eager = model(IDS).logits
-    options = {"recipe": "none", "cache_dir": tmp_path / "cache", "strict": True, "release_weights": True}
+    options: dict[str, Any] = {
+        "recipe": "none",
+        "cache_dir": tmp_path / "cache",
+        "strict": True,
+        "release_weights": True,
+    }
     model.compile(backend="lutra", options=options)
     assert torch.equal(generated(model), expected)
     with torch.no_grad():

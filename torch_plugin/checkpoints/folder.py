@@ -118,3 +118,5 @@ def _awq(settings: Mapping[str, Any]) -> Callable[..., QuantizedWeight]:
 
 
 _READERS = {"gptq": _gptq, "awq": _awq}
+METHODS = tuple(_READERS)
+"""`quant_method` of what can be read."""
