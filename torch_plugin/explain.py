@@ -236,7 +236,8 @@ def _seconds(cost: OperationCost, amount: Amount, product: Product | None, machi
     """The larger of work over rate and bytes over the ceiling."""
     moving = float(amount.traffic) / machine.read
     if product is not None:
-        return max(float(amount.weights) / machine.products[product.name], moving)
+        rate, beside = machine.products[product.name]
+        return max(float(amount.weights) / rate, moving) + beside
     if cost.name == "lutra.attention":
         return max(float(amount.operations) / machine.attention, moving)
     return moving

@@ -3,8 +3,8 @@
 Five kinds of constants, none of them taken from a model whose time is predicted:
 
 - the read ceiling (`codegen/bandwidth.py`);
-- for each kind of linear in use, how fast its kernel streams its weight from memory: a chain of equal linears, larger
-  than the caches, compiled and run as any model is;
+- for each kind of linear in use, how fast its kernel streams its weight from memory, and what a call costs beside:
+  two chains of equal linears, one larger than the caches, compiled and run as any model is;
 - a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers;
 - how fast decode attention works: the same steps at a short and at a long context.
 """
@@ -35,12 +35,16 @@ FOOTPRINT = 64 << 20
 """Bytes of packed weights that a chain reads in one call: above the last cache of the CPUs that are targeted."""
 WIDTH = 4096
 """Features of each of its linears."""
+NARROW, NARROW_LINEARS = 1024, 24
+"""Features, and number, of the linears of a short chain that stays in the caches: what is not reading shows there."""
 LAYERS = (2, 8)
 """Of the two tiny models."""
 SHORT, LONG = 128, 1024
 """Contexts up to which, and from half of which, attention is timed."""
 TURN, GENERATIONS = 64, 2
 """Steps of one model before the other's turn, and how often both generate `LONG` tokens."""
+ATTEMPTS = 3
+"""Times that constants which cannot be are measured again."""
 REPEATS = 21
 """Calls of a chain in one measurement."""
 
@@ -67,13 +71,13 @@ class Product:
 class Machine:
     """read: bytes per second, the ceiling. step: seconds of a decode step outside kernels. kernel: seconds that one
     call costs beside its work. attention: operations per second. products: `Product.name` -> bytes of weights per
-    second."""
+    second, and the seconds that one such linear costs beside, its precompute and its threads among them."""
 
     read: float
     step: float
     kernel: float
     attention: float
-    products: Mapping[str, float] = field(default_factory=dict)
+    products: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Meter:
@@ -82,7 +86,7 @@ class Meter:
     def __init__(self, options: Options) -> None:
         self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
         self._ceiling = ReadCeiling(1 << 28)
-        self._chains: dict[str, _Chain] = {}
+        self._chains: dict[str, tuple[_Chain, _Chain]] = {}
 
     @cached_property
     def _steps(self) -> tuple["_Steps", "_Steps"]:
@@ -92,21 +96,31 @@ class Meter:
     def overheads(self) -> Machine:
         """All but the products."""
         few, many = self._steps
-        read = self._ceiling.measure(3)
-        short, long = _interleaved((few, many))
-        kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
-        growth = long[1] - short[1]
-        step = short[0] - kernel * few.kernels
-        if min(kernel, growth, step) <= 0:  # more layers, or more context, took no longer
-            raise LutraError("this machine was too busy to be measured: run again when nothing else runs on it")
-        return Machine(read, step, kernel, many.attention_operations / growth)
+        for _ in range(ATTEMPTS):
+            read = self._ceiling.measure(3)
+            short, long = _interleaved((few, many))
+            kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
+            growth = long[1] - short[1]
+            step = short[0] - kernel * few.kernels
+            if min(kernel, growth, step) > 0:  # else more layers, or more context, took no longer
+                return Machine(read, step, kernel, many.attention_operations / growth)
+        raise LutraError("this machine was too busy to be measured: run again when nothing else runs on it")
 
-    def product(self, product: Product, kernel: float) -> float:
-        """Bytes of weights per second; `kernel`: what a kernel call costs beside, in seconds."""
+    def product(self, product: Product, kernel: float) -> tuple[float, float]:
+        """Bytes of weights per second and seconds of a linear beside; `kernel`: seconds that a kernel call costs."""
         if product.name not in self._chains:
-            self._chains[product.name] = _Chain(product, self._options)
-        chain = self._chains[product.name]
-        return chain.weight_bytes / max(chain.measure() - kernel * chain.kernels, 1e-9)
+            bits = product.format.bits if product.format is not None else 8 * getattr(torch, product.dtype).itemsize
+            count = -(-FOOTPRINT * 8 // (bits * WIDTH * WIDTH))
+            chains = (
+                _Chain(product, WIDTH, count, self._options),
+                _Chain(product, NARROW, NARROW_LINEARS, self._options),
+            )
+            self._chains[product.name] = chains
+        wide, narrow = self._chains[product.name]
+        each = [(chain.measure() - kernel * chain.kernels) / chain.linears for chain in (wide, narrow)]
+        sizes = [chain.weight_bytes / chain.linears for chain in (wide, narrow)]
+        rate = (sizes[0] - sizes[1]) / max(each[0] - each[1], 1e-9)
+        return rate, max(each[1] - sizes[1] / rate, 0.0)
 
     def measure(self, products: Iterable[Product]) -> Machine:
         """Everything, now."""
@@ -142,8 +156,10 @@ def _path(options: Options) -> Path:
 
 def _read(path: Path) -> Machine | None:
     try:
-        return Machine(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        data = json.loads(path.read_text())
+        rates = {name: (float(rate), float(beside)) for name, (rate, beside) in data.pop("products").items()}
+        return Machine(**data, products=rates)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # absent or damaged: measured again
 
 
@@ -153,14 +169,13 @@ def _read(path: Path) -> Machine | None:
 class _Chain:
     """Linears one after the other, and the seconds that a call of all of them takes."""
 
-    def __init__(self, product: Product, options: Mapping[str, Any]) -> None:
+    def __init__(self, product: Product, width: int, linears: int, options: Mapping[str, Any]) -> None:
+        self.linears = linears
         dtype, format_ = getattr(torch, product.dtype), product.format
-        bits = format_.bits if format_ is not None else 8 * dtype.itemsize
-        count = -(-FOOTPRINT * 8 // (bits * WIDTH * WIDTH))
         with torch.device("meta"):
-            model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False, dtype=dtype) for _ in range(count)))
+            model = nn.Sequential(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(linears)))
         self._model = model.to_empty(device="cpu").eval()
-        values = torch.linspace(-1, 1, WIDTH * WIDTH + 1)[1:].view(WIDTH, WIDTH)
+        values = torch.linspace(-1, 1, width * width + 1)[1:].view(width, width)
         for parameter in self._model.parameters():
             parameter.data.copy_(values)
         recipe: dict[str, Any] = {"lutra": 1, "name": "chain", "passes": []}
@@ -172,7 +187,7 @@ class _Chain:
             recipe["passes"] = [{"fuse": {}}]
         family = {} if format_ is None else {"kernel_family": product.family}
         self._run = _compiled(self._model, {**options, **family, "recipe": recipe, "release_weights": True})
-        self._x = torch.randn(product.rows, WIDTH).to(dtype)
+        self._x = torch.randn(product.rows, width).to(dtype)
         with torch.no_grad(), _unlimited():
             self._run(self._x)
         graph = next(g for state in states_of(self._model) for g in state.graphs)
@@ -237,7 +252,7 @@ _EARLY, _LATE = SHORT // 2, LONG * 3 // 4
 
 
 def _interleaved(models: tuple[_Steps, ...]) -> tuple[list[float], list[float]]:
-    """Seconds of a step of each model at a short and at a long context; they take turns, and all meet what else runs."""
+    """Seconds of a step of each model at a short and at a long context; they take turns, to meet the same machine."""
     short: list[list[float]] = [[] for _ in models]
     long: list[list[float]] = [[] for _ in models]
     for _ in range(GENERATIONS):
