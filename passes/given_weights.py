@@ -71,7 +71,8 @@ class GivenWeights:
             if found is None or quantized_format(op.weight.type) is not None:
                 return False
             name, format_ = found
-            weight = build(ParamOp, rewriter, op, name, quantized_type(*static_shape(op.weight), format_)).out
+            n, k = static_shape(op.weight)
+            weight = build(ParamOp, rewriter, op, name, quantized_type(n, k, format_)).out
             keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
             new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
             if self.activations == "float":

@@ -57,7 +57,7 @@ def adopt_torchao(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
     Raises `CheckpointError` when there are none."""
     found = {}
     for path, module in list(model.named_modules()):
-        weight = getattr(module, "weight", None)
+        weight: Any = getattr(module, "weight", None)
         if isinstance(module, nn.Linear) and type(weight).__name__.startswith("Int4"):
             name = f"{path}.weight".lstrip(".")
             like = torch.empty(weight.shape, device="meta")

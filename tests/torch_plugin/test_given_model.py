@@ -75,7 +75,7 @@ def gguf_file(path: Path, kind: gguf.GGMLQuantizationType) -> Path:
     writer.add_vocab_size(96)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     for name, tensor in model.state_dict().items():
-        short = names.get_name(name, (".weight",))
+        short: Any = names.get_name(name, (".weight",))
         values = tensor.float().numpy()
         if tensor.dim() == 1 or "embd" in short or short.startswith("output"):
             writer.add_tensor(short, values)
