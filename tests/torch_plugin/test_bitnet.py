@@ -87,9 +87,8 @@ class WithParameter(nn.Module):
 
 
 def run(made: nn.Module, x: torch.Tensor, folder: Path) -> tuple[torch.Tensor, Any]:
-    compiled: Any = torch.compile(
-        WithParameter(made), backend="lutra", options={"cache_dir": folder, "strict": True}, dynamic=False
-    )
+    options: dict[str, Any] = {"cache_dir": folder, "strict": True}
+    compiled: Any = torch.compile(WithParameter(made), backend="lutra", options=options, dynamic=False)
     with torch.no_grad():
         return compiled(x), lutra.reports(compiled)[-1].kernels
 
