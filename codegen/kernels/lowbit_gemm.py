@@ -11,6 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ...ir.errors import QuantizationError
 from ..targets.base import TILE_ROWS, Expr, Target
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
@@ -29,6 +30,10 @@ def low_bit_gemm(
     """`(q, scale, total, packed, scales[, zeros][, bias [N]][, residual [M, N]], out [M, N])` for any number of rows.
 
     As `low_bit_linear`, with q, scale and total of the dot family."""
+    if layout.family == "triples":
+        raise QuantizationError(
+            "weights in triples are looked up for any number of rows; this kernel does not unpack them"
+        )
     rows, at_once, group = tirx.Var("m", "int64"), target.gemm_rows, layout.activation_group // UNIT
     groups = -(-layout.units // group)
     panel = max(PANEL_UNITS // group, 1)

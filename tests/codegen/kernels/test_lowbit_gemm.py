@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.packing import PackedLayout
+from lutra.codegen.targets import get_target
+from lutra.ir.errors import QuantizationError
 from lutra.ir.quantization import PER_CHANNEL, WeightFormat
 
 CASES = [
@@ -64,3 +67,10 @@ def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, multi
     expected = (emulate(layout, weight, *activations).float() + bias).to(dtype) + residual
     step = torch.finfo(dtype).eps * expected.abs().double().clamp(min=1.0) + 1e-5
     assert ((out.double() - expected.double()).abs() <= 1.01 * step).all()
+
+
+def test_weights_in_triples_are_refused():
+    target = get_target("portable")
+    layout = PackedLayout.create("triples", WeightFormat(2, 128, "ternary"), 64, 128, target)
+    with pytest.raises(QuantizationError, match="looked up for any number of rows"):
+        low_bit_gemm(layout, target, "float32")
