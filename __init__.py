@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
-    "adopt_torchao": ".torch_plugin.loading",
+    "adopt_torchao": ".torch_plugin.given_model",
     "calibrate": ".passes.calibration",
     "explain": ".torch_plugin.explain",
     "load": ".torch_plugin.loading",
@@ -24,6 +24,7 @@ __all__ = [
     "LutraError",
     "Recipe",
     "__version__",
+    "adopt_torchao",
     "calibrate",
     "explain",
     "load",

@@ -1,7 +1,7 @@
 """Predicted against measured decode time: three Llama shapes (random weights) under three recipes.
 
     python benchmarks/cost.py
-    python benchmarks/cost.py --shapes 0.3b --recipes w4 --rounds 2
+    python benchmarks/cost.py --shapes 0.4b --recipes w4 --rounds 2
 
 In every round the machine's constants are measured right before and after the decode steps whose time they predict, so
 that what else runs on the machine meets both. A prediction is the median over the rounds, a measurement the lower
@@ -20,23 +20,6 @@ from lutra.torch_plugin.machine import Meter, undisturbed
 from lutra.torch_plugin.options import Options
 from rich.console import Console
 from rich.table import Table
-from transformers import LlamaConfig
-
-
-def _llama(hidden: int, intermediate: int, layers: int, heads: int) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=32000,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads // 4,
-        tie_word_embeddings=False,
-    )
-
-
-SHAPES.setdefault("0.15b", _llama(768, 2048, 12, 12))
-SHAPES.setdefault("0.4b", _llama(1024, 4096, 20, 16))
 
 PROMPT, NEW_TOKENS = 64, 32
 

@@ -10,25 +10,24 @@ from lutra.tuning.memory import Peak, resident, weights_read, weights_read_eager
 from lutra.tuning.speed import Timing, time_steps
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
+
+def _llama(vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=False,
+    )
+
+
 SHAPES = {
-    "1.1b": LlamaConfig(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=8192,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        tie_word_embeddings=False,
-    ),
-    "tiny": LlamaConfig(
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=False,
-    ),
+    "1.1b": _llama(32000, 2048, 8192, 16, 32, 8),
+    "0.4b": _llama(32000, 1024, 4096, 20, 16, 4),
+    "0.15b": _llama(32000, 768, 2048, 12, 12, 3),
+    "tiny": _llama(512, 256, 512, 2, 4, 2),
 }
 
 

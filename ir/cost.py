@@ -14,7 +14,7 @@ from typing import Any
 
 import sympy
 
-from .dialect import ParamOp, quantized_format
+from .dialect import quantized_format
 from .errors import LutraError
 from .graph import Graph
 from .operator_call import operation_name
@@ -80,6 +80,14 @@ Values = Mapping[Any, Any]
 Formula = Callable[[Graph, Any, Values], Amount]
 _FORMULAS: dict[str, Formula] = {}
 
+_PER_ELEMENT = {
+    "lutra.rms_norm": 4,  # square, sum, two products
+    "lutra.layer_norm": 7,  # two sums, difference, square, two products, bias
+    "lutra.rope": 3,  # two products and a sum
+    "lutra.gated_mlp": 5,  # exponential, sum, quotient, two products
+}
+"""Operations for an element of the result; all others that have no formula take one, tables among them, where each sum
+builds on another."""
 _FREE = (
     "view",
     "reshape",
@@ -168,19 +176,9 @@ def _param(graph: Graph, op: Any, values: Values) -> Amount:
     return Amount()
 
 
-@costs("lutra.linear")
-def _linear(graph: Graph, op: Any, values: Values) -> Amount:
-    """2 M N K; a bias or residual is one operation an element."""
-    return _product(graph, op, values)
-
-
-@costs("lutra.table_linear")
-def _table_linear(graph: Graph, op: Any, values: Values) -> Amount:
-    """A linear whose x stands in tables: the product as if it were multiplied, so that families compare."""
-    return _product(graph, op, values)
-
-
+@costs("lutra.linear", "lutra.table_linear")
 def _product(graph: Graph, op: Any, values: Values) -> Amount:
+    """2 M N K, also where x stands in tables, so that families compare; a bias or residual is one an element."""
     outputs = _elements(values, op.out)
     added = sum(operand is not None for operand in (op.bias, op.residual))
     moved = _moved(graph, op, values)
@@ -210,36 +208,6 @@ def _kv_update(graph: Graph, op: Any, values: Values) -> Amount:
     return Amount(read=new, written=new)
 
 
-@costs("lutra.rms_norm")
-def _rms_norm(graph: Graph, op: Any, values: Values) -> Amount:
-    """Square, sum, two products an element."""
-    return _per_element(graph, op, values, 4)
-
-
-@costs("lutra.layer_norm")
-def _layer_norm(graph: Graph, op: Any, values: Values) -> Amount:
-    """Two sums, difference, square, two products, bias."""
-    return _per_element(graph, op, values, 7)
-
-
-@costs("lutra.rope")
-def _rope(graph: Graph, op: Any, values: Values) -> Amount:
-    """Two products and a sum."""
-    return _per_element(graph, op, values, 3)
-
-
-@costs("lutra.gated_mlp")
-def _gated_mlp(graph: Graph, op: Any, values: Values) -> Amount:
-    """Exponential, sum, quotient, two products."""
-    return _per_element(graph, op, values, 5)
-
-
-@costs("lutra.table")
-def _table(graph: Graph, op: Any, values: Values) -> Amount:
-    """A table of 16 sums over 4 columns takes one sum an entry when each builds on another."""
-    return _per_element(graph, op, values, 1)
-
-
 @costs("lutra.split", *(f"aten.{name}" for name in _FREE))
 def _free(graph: Graph, op: Any, values: Values) -> Amount:
     """A view: nothing moves."""
@@ -267,32 +235,23 @@ def _amount(graph: Graph, op: Any, values: Values) -> Amount:
         return _FORMULAS[name](graph, op, values)
     if not name.startswith(("aten.", "prims.", "lutra.")):
         return Amount()  # constants, lists, sizes, the return
-    return _per_element(graph, op, values, 1)
-
-
-def _per_element(graph: Graph, op: Any, values: Values, each: int) -> Amount:
     moved = _moved(graph, op, values)
     outputs = sum((_elements(values, result) for result in op.operation.results), sympy.Integer(0))
-    return Amount(moved.weights, moved.read, moved.written, each * outputs)
+    return Amount(moved.weights, moved.read, moved.written, _PER_ELEMENT.get(name, 1) * outputs)
 
 
 def _moved(graph: Graph, op: Any, values: Values) -> Amount:
     """Every operand read once, every result written once."""
     weights = read = written = sympy.Integer(0)
     for operand in op.operation.operands:
-        if _is_parameter(operand):
-            symbol = parameter_symbol(operand)
+        symbol = parameter_symbol(operand)
+        if symbol is not None:
             weights += graph.store.packed_bytes(symbol) or weight_bytes(operand.type)
         else:
             read += _bytes(values, operand)
     for result in op.operation.results:
         written += _bytes(values, result)
     return Amount(weights, read, written)
-
-
-def _is_parameter(value: Any) -> bool:
-    owner = value.owner
-    return isinstance(getattr(owner, "opview", owner), ParamOp)
 
 
 def _matrix(weight: Any) -> tuple[int, int]:

@@ -66,9 +66,13 @@ class ParameterStore:
         """Say that tensor `name` came quantised: `read()` gives its codes."""
         self._given[name] = read
 
-    def given(self, name: str) -> QuantizedWeight | None:
-        """The codes that tensor `name` came with, read now; None when it came with none."""
-        return self._given[name]() if name in self._given else None
+    def is_given(self, name: str) -> bool:
+        """True when tensor `name` came quantised."""
+        return name in self._given
+
+    def given(self, name: str) -> QuantizedWeight:
+        """The codes that tensor `name` came with, read now."""
+        return self._given[name]()
 
     def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
         """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""

@@ -5,7 +5,7 @@
 
 The weight is whatever the graph computes from parameters alone and that has these three values: a packed tensor that
 the model unpacks, a weight that it rounds at every call (Transformers' `BitLinear`, `AutoBitLinear`), or one that is
-stored so. Sums are exact (up to 2^24, 132104 columns), so a result is what the arithmetic of the method defines,
+stored so. Sums are exact (up to 2^24, 131072 columns), so a result is what the arithmetic of the method defines,
 rounded once; models in half precision that divide before they multiply round more often by themselves.
 """
 
@@ -35,8 +35,11 @@ from ..ir.rewriting import (
 from ..ir.types import TensorType
 
 FORMAT = WeightFormat(2, PER_CHANNEL, "ternary")
-MOST_COLUMNS = (1 << 24) // 127
+MOST_COLUMNS = (1 << 24) // 128
 """Columns whose sum of products of int8 and -1, 0, 1 float32 holds exactly."""
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
+"""With the former: what holds all whole numbers from -128 to 127."""
 _UNIT = "@ternary"
 _SCALED = "@ternary-scaled"
 
@@ -102,28 +105,29 @@ def ternary_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
 
 def _whole_numbers(x: Any) -> tuple[Any, Any] | None:
     """`(q, s)` when x is q / s, or q with s None, and q holds whole numbers from -128 to 127, in floating point."""
-    value = _uncast(x)
-    division = defined_by(value, "aten.div.Tensor")
+    division = defined_by(_uncast(x, _FLOATS), "aten.div.Tensor")
     if division is None:
-        return (x, None) if _is_whole(value) else None
+        return (x, None) if _is_whole(x) else None
     q, scale = division.operands
     shape = shape_of(scale)
-    if shape is None or not shape or shape[-1] != 1 or q.type != division.results[0].type or not _is_whole(_uncast(q)):
+    if shape is None or not shape or shape[-1] != 1 or q.type != division.results[0].type or not _is_whole(q):
         return None
     return q, scale
 
 
 def _is_whole(value: Any) -> bool:
-    clamp = defined_by(value, "aten.clamp")
+    clamp = defined_by(_uncast(value, (*_FLOATS, *_INTEGERS)), "aten.clamp")
     if clamp is None or defined_by(clamp.operands[0], "aten.round") is None:
         return False
     low, high = (constant(bound) for bound in clamp.operands[1:])
     return isinstance(low, int | float) and isinstance(high, int | float) and low >= -128 and high <= 127
 
 
-def _uncast(value: Any) -> Any:
-    """`value` before changes of its type: whole numbers up to 128 fit into each."""
+def _uncast(value: Any, dtypes: tuple[torch.dtype, ...]) -> Any:
+    """`value` before it was converted to any of `dtypes`."""
     while (cast := defined_by(value, "aten._to_copy", "prims.convert_element_type")) is not None:
+        if tensor_type(value.type).dtype not in dtypes:
+            break
         value = cast.operands[0]
     return value
 
@@ -147,6 +151,7 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
     if name in store:
         name = f"{expression.sources[0]}#{expression.digest()}" + name[len(expression.sources[0]) :]
     store.derive(name, expression.sources, _Ternary(expression))
-    store.derive(f"{name}-constant", expression.sources, _Constant(expression))
+    if largest != 1:
+        store.derive(f"{name}-constant", expression.sources, _Constant(expression))
     store.choices[key] = name, FORMAT
     return name

@@ -4,7 +4,7 @@
 %y = lutra.linear(%x, %w)                        =>    %y = lutra.linear(%x, %w)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,20 +15,16 @@ from ..ir.params import ParameterStore
 from ..ir.quantization import QuantizedWeight, WeightFormat
 from ..ir.rewriting import (
     LinearOp,
-    ParamOp,
     apply_patterns,
-    build,
     parameter_symbol,
     paths,
     quantized_format,
-    quantized_type,
-    set_activations,
     static_shape,
 )
 from ..ir.selection import Candidate
 from .base import ALL_PHASES, Kind, PassContext
 from .fuse_linear import linear_patterns
-from .unmerge import unmerge
+from .quantized_linears import take_weight, unmerge
 
 _RULE = "given-weights"
 
@@ -54,8 +50,8 @@ class GivenWeights:
             Candidate(path, "linear", static_shape(op.weight))
             for op in graph.operations
             if isinstance(op, LinearOp) and quantized_format(op.weight.type) is None
-            for path, part in zip(paths(op) or ("",), _parts(store, op), strict=False)
-            if _form(store, part) is not None or _form(store, parameter_symbol(op.weight)) is not None
+            for path, part in _parts(store, op)
+            if _form(store, parameter_symbol(op.weight)) or _form(store, part)
         ]
         chosen = {c.path for c in context.select(offered)} if offered else set()
 
@@ -70,23 +66,18 @@ class GivenWeights:
             found = _form(store, parameter_symbol(op.weight)) if set(paths(op) or ("",)) <= chosen else None
             if found is None or quantized_format(op.weight.type) is not None:
                 return False
-            name, format_ = found
-            n, k = static_shape(op.weight)
-            weight = build(ParamOp, rewriter, op, name, quantized_type(n, k, format_)).out
-            keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
-            new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
-            if self.activations == "float":
-                set_activations(new, "float")
-            rewriter.replace_op(op, new.operation)
+            take_weight(op, rewriter, *found, self.activations)
             return True
 
         for pattern in (split_merged, take_given):
             apply_patterns(graph, {"lutra.linear": [pattern]}, context.report.count)
 
 
-def _parts(store: ParameterStore, op: Any) -> Sequence[str]:
+def _parts(store: ParameterStore, op: Any) -> Iterable[tuple[str, str]]:
+    """Module path and weight of each linear that `op` was made from; none when its weight is no parameter."""
     symbol = parameter_symbol(op.weight)
-    return store.parts(symbol) or ((symbol,) if symbol is not None else ())
+    parts = store.parts(symbol) or ((symbol,) if symbol is not None else ())
+    return zip(paths(op) or ("",), parts, strict=False)
 
 
 def _form(store: ParameterStore, symbol: str | None) -> tuple[str, WeightFormat] | None:
@@ -95,13 +86,14 @@ def _form(store: ParameterStore, symbol: str | None) -> tuple[str, WeightFormat]
     if symbol is None or (_RULE, symbol) in store.choices:
         return store.choices.get((_RULE, symbol or ""))
     parts = store.parts(symbol) or (symbol,)
-    weights = [store.given(part) for part in parts]
-    formats = {weight.format if weight is not None else None for weight in weights}
-    (format_,) = formats if len(formats) == 1 else (None,)
-    if format_ is None:
+    if not all(store.is_given(part) for part in parts):
         return None
+    formats = {store.given(part).format for part in parts}
+    if len(formats) > 1:
+        return None
+    (format_,) = formats
     name = f"{symbol}@{format_.describe()}-given"
-    store.derive(name, (), lambda: _stacked([w for part in parts if (w := store.given(part)) is not None]))
+    store.derive(name, (), lambda: _stacked([store.given(part) for part in parts]))
     store.choices[_RULE, symbol] = name, format_
     return name, format_
 

@@ -18,15 +18,11 @@ from ..ir.params import ParameterStore
 from ..ir.quantization import PER_CHANNEL, QuantizedWeight, Scheme, WeightFormat, dequantize
 from ..ir.rewriting import (
     LinearOp,
-    ParamOp,
     Pattern,
     apply_patterns,
-    build,
     parameter_symbol,
     paths,
     quantized_format,
-    quantized_type,
-    set_activations,
     static_shape,
 )
 from ..ir.rounding import RoundToNearest
@@ -35,7 +31,7 @@ from .base import ALL_PHASES, Kind, PassContext
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
-from .unmerge import unmerge
+from .quantized_linears import take_weight, unmerge
 
 
 @dataclass(frozen=True)
@@ -114,18 +110,10 @@ class QuantizeWeights:
     def _quantize(
         self, context: PassContext, op: Any, rewriter: Any, symbol: str, name: str, format: WeightFormat
     ) -> bool:
-        own = paths(op) or ("",)
-        n, k = static_shape(op.weight)
         try:
-            type_ = quantized_type(n, k, format)
+            take_weight(op, rewriter, name, format, self.activations)
         except QuantizationError as error:
-            raise QuantizationError(f"{', '.join(filter(None, own)) or symbol}: {error}") from None
-        weight = build(ParamOp, rewriter, op, name, type_).out
-        keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
-        new = build(LinearOp, rewriter, op, op.x, weight, op.out.type, **keywords)
-        if self.activations == "float":
-            set_activations(new, "float")
-        rewriter.replace_op(op, new.operation)
+            raise QuantizationError(f"{', '.join(filter(None, paths(op))) or symbol}: {error}") from None
         if isinstance(self.bits, BitBudget):
             context.report.count(f"{format.bits} bits")
         return True

@@ -14,8 +14,6 @@ def unwrap_nested_compilation() -> None:
     layer: Any = getattr(module, "BitLinear", None)
     if layer is None:
         return
-    for name in ("activation_quant", "post_quant_process"):
-        function = layer.__dict__.get(name)
-        original = getattr(function, "_torchdynamo_orig_callable", None)
-        if original is not None:
-            setattr(layer, name, original)
+    original = getattr(layer.activation_quant, "_torchdynamo_orig_callable", None)
+    if original is not None:
+        layer.activation_quant = original

@@ -194,10 +194,10 @@ def _sizes(compiled: CompiledGraph, context: int, batch: int | None) -> dict[sym
         raise LutraError(f"a context of {context} tokens cannot be attended to: it must be 1 or more")
     sizes = dict.fromkeys(compiled.graph.symbol_ranges, context)
     symbol = _batch(compiled)
-    if symbol in sizes:
+    if isinstance(symbol, sympy.Symbol) and symbol in sizes:
         if batch is None:
             raise LutraError("the batch is symbolic in this graph: give one (batch=1)")
-        sizes[symbol] = batch  # type: ignore[index]
+        sizes[symbol] = batch
     lengths = [shape[2] for i, shape in zip(compiled.graph.inputs, compiled.graph.input_shapes, strict=True)
                if i.mutated and len(shape) == 4]  # fmt: skip
     longest = max((int(n) for n in lengths if sympy.sympify(n).is_number), default=context)

@@ -60,8 +60,7 @@ def adopt_torchao(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
         weight: Any = getattr(module, "weight", None)
         if isinstance(module, nn.Linear) and type(weight).__name__.startswith("Int4"):
             name = f"{path}.weight".lstrip(".")
-            like = torch.empty(weight.shape, device="meta")
-            empty = nn.Parameter(unreadable(like.shape, like.stride(), weight.dtype), requires_grad=False)
+            empty = nn.Parameter(unreadable(weight.shape, weight.dtype), requires_grad=False)
             module.weight = empty
             found[name] = (empty, named(name, lambda weight=weight: from_torchao(weight)))
     if not found:
@@ -80,7 +79,7 @@ def _values(path: Path, checkpoint: Checkpoint, empty: nn.Module, dtype: torch.d
         if name not in wanted:
             raise CheckpointError(f"{path}: a {type(empty).__name__} has no {name}, which the checkpoint holds")
         tensor = wanted[name]
-        values[name] = unreadable(tensor.shape, tensor.stride(), dtype)
+        values[name] = unreadable(tensor.shape, dtype)
     for name, read in checkpoint.plain.items():
         value = read()
         if name not in persistent:

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .given_model import adopt_torchao, is_quantized_checkpoint, load_checkpoint
+from .given_model import is_quantized_checkpoint, load_checkpoint
 from .packed_model import is_packed, load_packed
-
-__all__ = ["adopt_torchao", "load"]
 
 
 def load(

@@ -6,6 +6,7 @@ plain.safetensors       every other tensor that the graphs read, mapped as well
 config.json, ...        what Transformers needs to build the model
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from .options import Options
 from .release import unreadable
 from .report import module_of, states_of
 
+logger = logging.getLogger("lutra")
 MANIFEST, PACKED, PLAIN = "lutra.json", "packed.safetensors", "plain.safetensors"
 _DERIVED = "derived|"
 """What precedes the symbol of a derived tensor in the file of plain ones."""
@@ -121,6 +123,11 @@ def load_packed(folder: Path, model: nn.Module | None, options: Mapping[str, Any
             raise OptionError(f"{folder} was packed with its own recipe: option {name!r} cannot change it any more")
     given = {"recipe": manifest.recipe, "kernel_family": manifest.kernel_family, **options}
     state = ModelState(Options.parse(given))
+    if state.target.name != manifest.target:
+        logger.warning(
+            "%s was packed for %s, this is %s: what its kernels want in another order is packed again, in memory",
+            *(folder, manifest.target, state.target.name),
+        )
     restore_packed(folder / PACKED, state.store)
     state.store.choices.update(
         {(rule, symbol): (name, WeightFormat(*format)) for rule, symbol, name, format in manifest.choices}
@@ -203,7 +210,7 @@ def _read_plain(path: Path, manifest: Manifest, store: ParameterStore) -> dict[s
     """A value for every tensor of the model; `store` gets the derived ones."""
     try:
         with safe_open(path, "pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            stored = {name: file.get_tensor(name) for name in file.offset_keys()}
     except (SafetensorError, FileNotFoundError) as error:
         raise PackedModelError(f"{path} is not a complete file of weights: {error}") from None
     for name, tensor in stored.items():
@@ -219,8 +226,7 @@ def _read_plain(path: Path, manifest: Manifest, store: ParameterStore) -> dict[s
                 first = tensor.first_row
                 values[name] = stored[_DERIVED + tensor.rows_of][first : first + tensor.shape[0]]
             else:
-                like = torch.empty(tensor.shape, device="meta")
-                values[name] = unreadable(tensor.shape, like.stride(), getattr(torch, tensor.dtype))
+                values[name] = unreadable(tensor.shape, getattr(torch, tensor.dtype))
         except KeyError as missing:
             raise PackedModelError(f"{path} has no tensor {missing}: pack the model again") from None
     return values

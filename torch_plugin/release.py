@@ -33,13 +33,15 @@ def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[st
     for name in sorted(gone, key=lambda n: -tensors[n].numel()):  # the largest first: one filler then serves all
         tensor = tensors[name]
         if isinstance(tensor, torch.nn.Parameter) and tensor.is_floating_point():
-            tensor.data = unreadable(tensor.shape, tensor.stride(), tensor.dtype)
+            tensor.data = unreadable(tensor.shape, tensor.dtype, tensor.stride())
     _return_free_memory()
     return gone
 
 
-def unreadable(shape: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor of `shape` and `stride`, NaN where it begins, over a buffer shared by all that need no larger one."""
+def unreadable(shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] | None = None) -> torch.Tensor:
+    """A tensor of `shape` and `stride` (None: contiguous), NaN where it begins, over a buffer that all share which need
+    no larger one."""
+    stride = stride if stride is not None else torch.empty(tuple(shape), device="meta").stride()
     size = 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if math.prod(shape) else 0
     filler = _fillers.get(dtype)
     if filler is None or filler.numel() < size:

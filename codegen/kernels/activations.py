@@ -151,32 +151,33 @@ def _load(x: Any, value: Value, row: Expr, start: Expr, columns: Any, k: int) ->
 
 
 def _quantize(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
-    """One group of the dot family; 127 * 256 columns bound the total."""
+    """One group of the dot family."""
     every = T.ramp(0, 1, LANES)
     largest = T.alloc_buffer((LANES,), "float32")
     T.buffer_store(largest, constant(0.0, LANES), [every])
     with T.serial(0, columns // LANES) as i:
         T.buffer_store(largest, T.max(largest[every], absolute(x[T.ramp(i * LANES, 1, LANES)], LANES)), [every])
-    inverse = _store_scale(largest[every], scale, row, g)
-    sums = T.alloc_buffer((LANES,), "int32")
-    T.buffer_store(sums, vector_math.integer(0, LANES), [every])
-    with T.serial(0, columns // LANES) as i:
-        value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)] * T.broadcast(inverse, LANES), LANES))
-        T.buffer_store(sums, sums[every] + value, [every])
-        T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
-    T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
+    inverse = T.broadcast(_store_scale(largest[every], scale, row, g), LANES)
+    _store_int8(lambda inside: x[inside] * inverse, q, total, row, g, group, columns)
 
 
 def _convert(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any) -> None:
-    """One group of x that holds whole numbers from -128 to 127; 128 * 256 columns bound the total."""
+    """One group of x that holds whole numbers from -128 to 127."""
+    T.buffer_store(scale, T.float32(1), [row, g])
+    _store_int8(lambda inside: x[inside], q, total, row, g, group, columns)
+
+
+def _store_int8(
+    value: Callable[[Expr], Expr], q: Any, total: Any, row: Expr, g: Expr, group: int, columns: Any
+) -> None:
+    """Store `value(lanes of the group)` rounded, and the sum, which 128 * 256 columns bound."""
     every = T.ramp(0, 1, LANES)
     sums = T.alloc_buffer((LANES,), "int32")
     T.buffer_store(sums, vector_math.integer(0, LANES), [every])
     with T.serial(0, columns // LANES) as i:
-        value = T.bind(round_to_int(x[T.ramp(i * LANES, 1, LANES)], LANES))
-        T.buffer_store(sums, sums[every] + value, [every])
-        T.buffer_store(q, T.Cast("int8x16", value), [row, T.ramp(g * group + i * LANES, 1, LANES)])
-    T.buffer_store(scale, T.float32(1), [row, g])
+        whole = T.bind(round_to_int(value(T.ramp(i * LANES, 1, LANES)), LANES))
+        T.buffer_store(sums, sums[every] + whole, [every])
+        T.buffer_store(q, T.Cast("int8x16", whole), [row, T.ramp(g * group + i * LANES, 1, LANES)])
     T.buffer_store(total, reduce_lanes(_add, sums[every], "int32", LANES), [row, g])
 
 

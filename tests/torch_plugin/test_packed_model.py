@@ -184,3 +184,14 @@ def test_the_command_line_packs_a_checkpoint_and_profiles_the_result(tmp_path: P
     assert shown.exit_code == 0 and "s4g128" in shown.output
     again = run("pack", folder, "-o", str(tmp_path / "other"))
     assert isinstance(again.exception, LutraError) and "is packed already" in str(again.exception)
+
+
+def test_a_model_packed_for_another_target_says_that_it_is_packed_again(tmp_path: Path, caplog: Any):
+    _, x, expected = packed_pair(tmp_path)
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", Pair(), {"cache_dir": tmp_path / "cache", "target": "portable"})
+    with torch.no_grad():
+        got = loaded(x)
+    assert (got - expected).norm() < 0.02 * expected.norm()
+    packed_for = json.loads((tmp_path / "packed" / "lutra.json").read_text())["target"]
+    assert packed_for == "portable" or f"was packed for {packed_for}, this is portable" in caplog.text

@@ -81,7 +81,7 @@ def _tensors(folder: Path) -> dict[str, Plain]:
             file = safe_open(path, "pt")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a whole file of tensors: {error}") from None
-        tensors |= {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors |= {name: partial(file.get_tensor, name) for name in file.offset_keys()}
     return tensors
 
 

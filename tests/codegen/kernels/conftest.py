@@ -64,12 +64,14 @@ def multiply(activations, call):
 
     def run(layout: PackedLayout, target, weight, x, m=None, bias=None, residual=None, gemm=False, form=None):
         dtype = str(x.dtype).removeprefix("torch.")
-        a = activations("dot" if gemm else form or layout.family, layout.activation_group, target, layout.k, x, m=m)
+        read = form or ("dot" if gemm else layout.family)
+        a = activations(read, layout.activation_group, target, layout.k, x, m=m)
         bias_type = None if bias is None else str(bias.dtype).removeprefix("torch.")
         if gemm:
             function = low_bit_gemm(layout, target, dtype, bias_type, residual is not None)
         else:
-            function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None, form)
+            product = None if form == "integers" else form  # whole numbers are int8 as well
+            function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None, product)
         extra = [t for t in (bias, residual) if t is not None]
         guarded = torch.full((len(x) * layout.n + 64,), 7, dtype=x.dtype)
         out = guarded[: len(x) * layout.n].view(len(x), layout.n)

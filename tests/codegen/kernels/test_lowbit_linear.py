@@ -9,6 +9,7 @@ from lutra.ir.quantization import (
     WeightFormat,
     dequantize,
 )
+from lutra.passes.fuse_ternary import MOST_COLUMNS
 
 # Every bits x scheme, every group size, every way to treat M, edges of N and K: pairwise rather than all products.
 CASES = [
@@ -135,3 +136,19 @@ def test_bias_and_residual_are_added_with_one_rounding_each(
     step = torch.finfo(dtype).eps * expected.abs().double().clamp(min=1.0) + 1e-5
     assert ((out.double() - expected.double()).abs() <= 1.01 * step).all()
     assert dtype == torch.float32 or (out == expected).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("gemm", [False, True], ids=["packed", "gemm"])
+@pytest.mark.parametrize(("n", "k", "m"), [(80, 100, 3), (64, 256, 1), (16, MOST_COLUMNS, 2)])
+def test_sums_of_whole_numbers_are_exact(random_weight, multiply, target, n, k, m, gemm):
+    """Of ternary weights with scales of 1, up to the most columns that a linear may have."""
+    weight = random_weight(WeightFormat(2, PER_CHANNEL, "ternary"), n, k)
+    weight.scales.fill_(1)
+    weight.codes[0], weight.codes[1] = 2, 0
+    x = torch.randint(-128, 128, (m, k)).float()
+    x[0] = -128  # with the first two rows the largest sums there are
+    layout = PackedLayout.create("dot", weight.format, n, k, target)
+    out, (q, scale, total) = multiply(layout, target, weight, x, m=None if gemm else m, form="integers", gemm=gemm)
+    assert torch.equal(q[:, :k].float(), x) and (scale == 1).all() and torch.equal(total.sum(1), x.long().sum(1))
+    assert torch.equal(out.double(), x.double() @ dequantize(weight).double().T)
+    assert out[0, 0] == -128 * k
