@@ -63,7 +63,8 @@ def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, targe
     expected = product.bfloat16() + (extra[-1] if residual else 0)
     terms = [product, expected.double(), *(extra[0].double().expand(m, n) for _ in range(bias is not None))]
     difference = (out.double() - expected.double()).abs()
-    assert (difference <= torch.stack(terms).abs().amax(0) * 2.0**-6).all()
+    summing = k * 2.0**-24 * (x.double().abs() @ matrix.T.abs())  # of float32, what is left where a sum cancels
+    assert (difference <= torch.stack(terms).abs().amax(0) * 2.0**-6 + summing).all()
     if compute == "float32":  # a sum next to a rounding boundary may fall on its other side
         assert (difference == 0).float().mean() > 0.98
 
