@@ -13,7 +13,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from .kernels.function import kernel
-from .targets.base import host
+from .targets.host import host
 
 _LANES, _STREAMS = 16, 4
 _PIECE = 1 << 20

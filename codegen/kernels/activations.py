@@ -6,7 +6,7 @@ zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A
     dot     q int8 [M, Kp]             scale float32 [M, G] = max|x| / 127       total int32 [M, G] = sum of q
     integers q int8 [M, Kp] = x        scale float32 [M, G] = 1                  total int32 [M, G] = sum of q
     lookup  q int8 [M, Kp/16, 64]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
-    triples q int8 [M, K/128, 43, 16]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
+    triples q int8 [M, K/128, 44, 16]      scale float32 [M, G] = max|T| / 127       total float32 [M, G] = sum of x
     float   q float32 [M, Kp]          scale float32 [M, G] = 1                  total float32 [M, G] = sum of x
 
 Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns
@@ -25,7 +25,7 @@ from ..targets.base import Activations, Expr, Target
 from . import vector_math
 from .function import kernel
 from .packing import UNIT
-from .triples import ENTRIES, SPAN, TRIPLES
+from .triples import ENTRIES, SPAN, TABLES, TRIPLES
 from .vector_math import absolute, constant, reduce_lanes, round_to_int
 
 LANES = 16
@@ -41,7 +41,7 @@ Value = Callable[[Expr, Expr, int], Expr]
 def precompute_outputs(family: Activations, k: int, group: int, m: Any) -> list[tuple[tuple[Any, ...], str]]:
     """Shapes and dtypes of the three results for `m` rows (an int or an expression) of `k` columns."""
     padded = -(-k // UNIT) * UNIT
-    shapes = {"lookup": (m, padded // 16, 64), "triples": (m, padded // SPAN, TRIPLES, 16)}
+    shapes = {"lookup": (m, padded // 16, 64), "triples": (m, padded // SPAN, TABLES, 16)}
     q = shapes.get(family, (m, padded))
     groups = (m, -(-padded // group))
     total = "int32" if family in ("dot", "integers") else "float32"
@@ -254,6 +254,8 @@ def _build_triples(x: Any, q: Any, scale: Any, total: Any, row: Expr, g: Expr, g
         T.buffer_store(q, T.Cast("int8x16", value), [row, g * (group // SPAN) + span, triple, every])
 
     every_table(store)
+    with T.serial(0, columns // SPAN) as span:
+        T.buffer_store(q, T.broadcast(T.int8(0), 16), [row, g * (group // SPAN) + span, TRIPLES, every])
     T.buffer_store(total, reduce_lanes(_add, sums[every], "float32", LANES), [row, g])
 
 

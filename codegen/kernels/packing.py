@@ -24,11 +24,12 @@ from tvm.script import tirx as T
 
 from ...ir.errors import QuantizationError
 from ...ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat
-from ..targets.base import Expr, Family, SlotOrder, Target, host
+from ..targets.base import Expr, Family, SlotOrder, Target
+from ..targets.host import host
 from . import triples
 
 BLOCK_ROWS = 64
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 """Of packed weights on disk: what a byte means. Goes up with every change of it."""
 UNIT = 32
 """Columns of one unit: the smallest stretch of K that is packed together."""
@@ -136,7 +137,7 @@ class PackedLayout:
 
     def _repack(self, codes: torch.Tensor, packed: torch.Tensor, unpack: bool) -> None:
         if self.family == "triples":
-            triples.repack_kernel(unpack)(codes, packed)
+            triples.repack_kernel(self.slot_order, unpack)(codes, packed.flatten(2))
             return
         ternary = self.format.scheme == "ternary"
         kernel = _repack_kernel(self.family, self.format.bits, ternary, self.slot_order, unpack)

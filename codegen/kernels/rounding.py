@@ -16,7 +16,8 @@ from tvm.script.ir_builder import tirx as T
 
 from ...ir.quantization import QuantizedWeight
 from ...ir.rounding import LARGEST_SCALE, SMALLEST_SCALE, RoundToNearest, require_finite
-from ..targets.base import Expr, host
+from ..targets.base import Expr
+from ..targets.host import host
 from .function import kernel
 from .vector_math import absolute, constant, reduce_lanes, round_to_int, widened
 

@@ -2,48 +2,80 @@
 
 Three values in {-1, 0, 1} make a number v = 9 a + 3 b + c from -13 to 13; |v| is the index into a table of 14 sums of
 three activations, and T[-v] = -T[v] takes care of the sign. A *span* of 128 columns has 43 triples (the last has two
-columns) in 27 bytes a row, 64 rows side by side:
+columns) in 27 bytes a row; `packed [N/64][K/128][27][64]` holds the spans of 64 rows, in table order side by side:
 
-    packed [N/64][K/128][27][64]    byte b < 21   indices of triples 2b (low nibble) and 2b+1 (high)
-                                    byte 21       index of triple 42 (low nibble); bits 4..6: signs of triples 40..42
-                                    bytes 22..26  bit i of byte b: sign of triple 8 (b - 22) + i
+    byte b < 21   of row r, indices of triples 2b (low nibble) and 2b+1 (high)
+    byte 21       index of triple 42 (low nibble); bits 4..6: signs of triples 40..42
+    bytes 22..26  bit i of byte b: sign of triple 8 (b - 22) + i
+
+In row order triples go by fours, one a slot, so that byte 4r + j of a vector is slot j of row r; tile t of 16 rows has
+
+    vectors 6t + p, p < 5   indices of fours 2p (low nibble) and 2p + 1 (high)
+    vector 6t + 5           bit i: sign of four i
+    bytes 48t + 3r + j      from vector 24 on, slots j < 3: index of four 10 (low nibble); bits 4..6: signs of fours
+                            8..10; bit 7: sign of slot 3 of four 8 (j = 0) and of four 9 (j = 1)
 """
 
 from functools import cache
 from typing import Any, NamedTuple
 
 import tvm
-from tvm.script import tirx as T
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from ...ir.quantization import PER_CHANNEL, WeightFormat
-from ..targets.base import Expr, host
+from ..targets.base import TILE_ROWS, Expr, SlotOrder
+from ..targets.host import host
+from .function import kernel
 
 SPAN = 128
 """Columns that are packed together."""
 TRIPLES = 43
 """Triples of a span."""
+FOURS = 11
+"""Fours of triples in a span, in row order."""
+TABLES = 4 * FOURS
+"""Tables of a span of activations, in fours: the last one holds zeros."""
 SPAN_BYTES = 27
 """Bytes of a span of one row."""
 ENTRIES = 14
 """Entries of a table that are used, of 16."""
+SIGNED_VECTORS = 6
+"""Vectors of a tile in row order: those of ten fours, and the signs of eight."""
+LAST_VECTOR = 24
+"""The first of the vectors that hold what is left."""
 _ROWS = 64
 
 
 class Bits(NamedTuple):
     """Where a triple's index or sign lies: in `byte` of its span, from bit `shift`."""
 
-    byte: int
+    byte: Any
     shift: int
 
 
 def index_bits(triple: int) -> Bits:
-    """The four bits of the table index of `triple`."""
+    """The four bits of the table index of `triple`, in table order."""
     return Bits(triple // 2, 4 * (triple % 2))
 
 
 def sign_bit(triple: int) -> Bits:
-    """The bit that says that `triple` is negative."""
+    """The bit that says that `triple` is negative, in table order."""
     return Bits(22 + triple // 8, triple % 8) if triple < 40 else Bits(21, triple - 36)
+
+
+def places(order: SlotOrder, triple: int, tile: Any, row: Any) -> tuple[Bits, Bits]:
+    """Index and sign of `triple` in `row` of `tile`: bytes of the span of 64 rows."""
+    if order != "row":
+        index, sign = index_bits(triple), sign_bit(triple)
+        beside = TILE_ROWS * tile + row
+        return Bits(index.byte * _ROWS + beside, index.shift), Bits(sign.byte * _ROWS + beside, sign.shift)
+    four, slot = divmod(triple, 4)
+    whole, last = _ROWS * SIGNED_VECTORS * tile + 4 * row + slot, _ROWS * LAST_VECTOR + 48 * tile + 3 * row
+    index = Bits(whole + _ROWS * (four // 2), 4 * (four % 2)) if four < 10 else Bits(last + slot, 0)
+    if four < 8:
+        return index, Bits(whole + _ROWS * (SIGNED_VECTORS - 1), four)
+    return index, Bits(last + slot, four - 4) if slot < 3 else Bits(last + four - 8, 7)
 
 
 def fits(format: WeightFormat, k: int) -> bool:
@@ -53,62 +85,50 @@ def fits(format: WeightFormat, k: int) -> bool:
 
 
 @cache
-def repack_kernel(unpack: bool) -> Any:
-    """`f(codes [N, K] uint8, packed)`, packing or with `unpack` the reverse, parallel over blocks of rows."""
+def repack_kernel(order: SlotOrder, unpack: bool) -> Any:
+    """`f(codes [N, K] uint8, packed [N/64, K/128, 1728])`, packing or with `unpack` the reverse, parallel over blocks
+    of rows."""
 
-    def pack_row(codes: Any, packed: Any, row: Expr, block: Expr, local: Expr, span: Expr) -> None:
-        values = T.alloc_buffer((44,), "int32")
-        bytes_ = T.alloc_buffer((SPAN_BYTES,), "int32")
-        for t in range(TRIPLES - 1):
-            T.buffer_store(values, _number([codes[row, span * SPAN + 3 * t + i] for i in range(3)]), [t])
-        last = [codes[row, span * SPAN + 126], codes[row, span * SPAN + 127], T.uint8(1)]
-        T.buffer_store(values, _number(last), [42])
-        T.buffer_store(values, T.int32(0), [43])
-        for b in range(SPAN_BYTES):
-            T.buffer_store(bytes_, T.int32(0), [b])
-        for t in range(TRIPLES):
-            for at, value in (
-                (index_bits(t), T.abs(values[t])),
-                (sign_bit(t), T.Cast("int32", values[t] < 0)),
-            ):
-                T.buffer_store(bytes_, bytes_[at.byte] | value << T.int32(at.shift), [at.byte])
-        for b in range(SPAN_BYTES):
-            T.buffer_store(packed, T.Cast("uint8", bytes_[b]), [block, span, b, local])
+    def columns(span: Expr, triple: int) -> list[Expr]:
+        return [span * SPAN + 3 * triple + i for i in range(3 if triple < TRIPLES - 1 else 2)]
 
-    def unpack_row(codes: Any, packed: Any, row: Expr, block: Expr, local: Expr, span: Expr) -> None:
-        def bits(at: Bits, width: int) -> Expr:
-            byte = T.Cast("int32", packed[block, span, at.byte, local])
-            return byte >> T.int32(at.shift) & T.int32(2**width - 1)
+    def pack_row(codes: Any, packed: Any, n: Expr, block: Expr, local: Expr, span: Expr) -> None:
+        row = T.bind(T.min(block * _ROWS + local, n - 1))  # padded rows repeat the last one: their scale is 0
 
-        for t in range(TRIPLES):
-            index = T.bind(bits(index_bits(t), 4))
-            number = T.bind(T.Select(bits(sign_bit(t), 1) == 1, 13 - index, 13 + index))
-            digits = [number // 9, number // 3 % 3, number % 3]
-            for i, digit in enumerate(digits if t < TRIPLES - 1 else digits[:2]):
-                T.buffer_store(codes, T.Cast("uint8", digit), [row, span * SPAN + 3 * t + i])
+        def put(at: Bits, value: Expr) -> None:
+            place = [block, span, T.bind(at.byte)]
+            T.buffer_store(packed, packed[tuple(place)] | T.Cast("uint8", value << at.shift), place)
 
-    move = unpack_row if unpack else pack_row
+        for triple in range(TRIPLES):
+            digits = [T.Cast("int32", codes[row, column]) - 1 for column in columns(span, triple)]
+            number = T.bind(sum((9 // 3**i * digit for i, digit in enumerate(digits)), T.int32(0)))
+            index, sign = places(order, triple, local // TILE_ROWS, local % TILE_ROWS)
+            put(index, T.abs(number))
+            put(sign, T.Cast("int32", number < 0))
 
-    @T.prim_func(s_tir=True)
-    def repack(codes_handle: T.handle, packed_handle: T.handle):
-        n = T.int32()
-        k = T.int32()
-        codes = T.match_buffer(codes_handle, (n, k), "uint8", align=1)
-        packed = T.match_buffer(packed_handle, ((n + 63) // 64, k // 128, 27, 64), "uint8", align=64)
-        for block in T.parallel((n + 63) // 64):
-            for span in range(k // 128):
-                for local in range(64):
-                    if unpack:
-                        if block * 64 + local < n:
-                            move(codes, packed, block * 64 + local, block, local, span)
-                    else:
-                        # Padded rows repeat the last one: their scale is 0.
-                        move(codes, packed, T.min(block * 64 + local, n - 1), block, local, span)
+    def unpack_row(codes: Any, packed: Any, n: Expr, block: Expr, local: Expr, span: Expr) -> None:
+        def get(at: Bits, bits: int) -> Expr:
+            return T.Cast("int32", packed[block, span, at.byte]) >> at.shift & (2**bits - 1)
 
-    return tvm.compile(repack, target=host())["repack"]
+        with T.If(block * _ROWS + local < n), T.Then():
+            for triple in range(TRIPLES):
+                index, sign = places(order, triple, local // TILE_ROWS, local % TILE_ROWS)
+                magnitude = T.bind(get(index, 4))
+                number = T.bind(T.Select(get(sign, 1) == 1, 13 - magnitude, 13 + magnitude))
+                for i, column in enumerate(columns(span, triple)):
+                    digit = T.Cast("uint8", number // 3 ** (2 - i) % 3)
+                    T.buffer_store(codes, digit, [block * _ROWS + local, column])
 
+    n, k = tirx.Var("n", "int64"), tirx.Var("k", "int64")
 
-def _number(codes: list[Expr]) -> Expr:
-    """-13..13 of three codes 0, 1, 2, which stand for -1, 0, 1."""
-    a, b, c = (T.Cast("int32", code) for code in codes)
-    return a * 9 + b * 3 + c - 13
+    def body(codes: Any, packed: Any) -> None:
+        with T.parallel(0, (n + _ROWS - 1) // _ROWS) as block, T.serial(0, k // SPAN) as span:
+            if not unpack:
+                with T.serial(0, SPAN_BYTES) as vector:
+                    every = T.ramp(vector * _ROWS, 1, _ROWS)
+                    T.buffer_store(packed, T.broadcast(T.uint8(0), _ROWS), [block, span, every])
+            with T.serial(0, _ROWS) as local:
+                (unpack_row if unpack else pack_row)(codes, packed, n, block, local, span)
+
+    shape = ((n + _ROWS - 1) // _ROWS, k // SPAN, SPAN_BYTES * _ROWS)
+    return tvm.compile(kernel([((n, k), "uint8"), (shape, "uint8")], body), target=host())["main"]

@@ -6,7 +6,8 @@ from typing import Any
 from tvm.script import tirx as T
 
 from ...ir.quantization import WeightFormat
-from .base import Expr, Family, Loader, SlotOrder, Target, half, host
+from .base import Expr, Family, Loader, SlotOrder, Target, half
+from .host import host
 
 
 class Avx2(Target):

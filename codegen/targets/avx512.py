@@ -1,10 +1,9 @@
-"""x86 with AVX-512 VBMI and VNNI (Ice Lake, Zen 4 and later): four tables in one register, dot products of bytes."""
+"""x86 with AVX-512 VBMI, VNNI and GFNI (Ice Lake, Zen 4 and later): four tables in a register, dots of bytes."""
 
 from collections.abc import Sequence
 
 from tvm.script import tirx as T
 
-from .avx2 import Avx2
 from .base import Expr, Loader, Target
 
 _SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byte 16 * j of the register
@@ -25,17 +24,47 @@ class Avx512(Target):
 
     def lookup(self, accs: Sequence[Expr], index: Expr, table: Loader, weights: Sequence[int]) -> list[Expr]:
         # vpdpbusd sums a row's four tables, weights the plane and widens; |acc| < 64 tables * 127 * 255 < 2**21.
-        index = index | T.reinterpret("uint8x64", T.broadcast(T.int32(_SLOT_OFFSETS), 16))
-        found = T.call_llvm_pure_intrin(
-            "int8x64", "llvm.x86.avx512.permvar.qi.512", table(T.ramp(0, 1, 64)), T.reinterpret("int8x64", index)
-        )
-        return [_vpdpbusd(accs[0], T.broadcast(T.uint8(weights[0]), 64), found)]
+        return [_vpdpbusd(accs[0], T.broadcast(T.uint8(weights[0]), 64), _find(index, table))]
 
     def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
         del plane_weights, tables
         return accs[0]
 
-    signed_lookup, signed_sum = Avx2.signed_lookup, Avx2.signed_sum
+    def signed_fours(self, acc: Expr, index: Expr, signs: Expr, bits: Sequence[int], table: Loader) -> Expr:
+        word = sum(bit << 8 * slot for slot, bit in enumerate(bits))
+        chosen = T.reinterpret("uint8x64", T.broadcast(T.uint32(word), 16))
+        found, zero = T.bind(_find(index, table)), T.broadcast(T.int8(0), 64)
+        signed = T.Select((signs & chosen) != T.broadcast(T.uint8(0), 64), zero - found, found)  # two instructions
+        return _vpdpbusd(acc, T.broadcast(T.uint8(1), 64), signed)
+
+    def permute_bytes(self, vector: Expr, index: Expr) -> Expr:
+        return T.reinterpret("uint8x64", _permute(T.reinterpret("int8x64", vector), index))
+
+    def plane_fields(self, low: Expr, high: Expr) -> tuple[Expr, Expr]:
+        # Byte j of a qword becomes bits j of its bytes, the last byte giving bit 0: eight bytes of a row, of four slots
+        # in two planes, are transposed as a matrix of bits. A field's lower bit is that of the lower plane.
+        order = [64 * plane + slot for slot in (3, 2, 1, 0) for plane in (1, 0)]
+        unit = T.reinterpret("int8x64", T.broadcast(T.int64(0x8040201008040201 - 2**64), 8))
+        rows = []
+        for first in (0, 8):
+            data = T.Shuffle([low, high], [at + 4 * (first + row) for row in range(8) for at in order])
+            name = "llvm.x86.vgf2p8affineqb.512"
+            fields = T.call_llvm_pure_intrin("int8x64", name, unit, T.reinterpret("int8x64", data), T.int8(0))
+            rows.append(T.bind(T.reinterpret("uint32x16", fields)))
+        sides = [T.Shuffle(rows, [2 * row + side for row in range(16)]) for side in range(2)]
+        return T.reinterpret("uint8x64", sides[0]), T.reinterpret("uint8x64", sides[1])
+
+
+def _find(index: Expr, table: Loader) -> Expr:
+    """int8x64: the entries at `index` (uint8x64, all < 16), slot j in table j of four."""
+    index = index | T.reinterpret("uint8x64", T.broadcast(T.int32(_SLOT_OFFSETS), 16))
+    return _permute(table(T.ramp(0, 1, 64)), index)
+
+
+def _permute(vector: Expr, index: Expr) -> Expr:
+    """int8x64: the bytes of `vector` at `index`."""
+    name = "llvm.x86.avx512.permvar.qi.512"
+    return T.call_llvm_pure_intrin("int8x64", name, vector, T.reinterpret("int8x64", index))
 
 
 def _vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:
@@ -45,7 +74,7 @@ def _vpdpbusd(acc: Expr, unsigned: Expr, signed: Expr) -> Expr:
 AVX512 = Avx512(
     name="avx512",
     architectures=("x86_64",),
-    features=("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"),
+    features=("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni", "gfni"),
     vector_bits=512,
     gemm_rows=8,
     slot_order={"lookup": "row", "dot": "row"},

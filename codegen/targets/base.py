@@ -10,14 +10,13 @@ vectors: slot j of row r of plane 2p+i is byte 32*(j%2) + 2*r + i of vector 2p +
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 import tvm
 from tvm.script import tirx as T
-from tvm.target.codegen import llvm_cpu_has_features
 
 from ...ir.quantization import WeightFormat
+from .host import has_feature, host
 
 TILE_ROWS = 16
 """Weight rows of a tile."""
@@ -34,12 +33,6 @@ Expr = Any
 
 Loader = Callable[[Expr], Expr]
 """`load(i)`: element i, or a vector of elements for a ramp i, of a few bytes that a primitive reads from memory."""
-
-
-@cache
-def host() -> tvm.target.Target:
-    """The TVM target of this machine's CPU."""
-    return tvm.target.Target.from_device("cpu")
 
 
 def half(vector: Expr, dtype: str, high: bool) -> Expr:
@@ -68,6 +61,8 @@ class Target(ABC):
     """Activation rows, at most, that share one unpacking of the weights: four accumulators each, in registers."""
     gemm_rows: int = 4
     """Activation rows that a matrix product keeps in registers against one tile of weights."""
+    multiplies_tiles: bool = False
+    """It has a unit that multiplies tiles of bytes (AMX), which matrix products then use."""
     half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Half-precision dtype -> the LLVM feature of machines whose matrix products in it are faster than float32's."""
     lookup_up_to: tuple[int, int] = (0, 0)
@@ -76,9 +71,7 @@ class Target(ABC):
     def available(self) -> bool:
         """True when this machine executes the ISA."""
         architecture = str(host().attrs["mtriple"]).split("-")[0]
-        return architecture in self.architectures and all(
-            bool(llvm_cpu_has_features([feature], host())) for feature in self.features
-        )
+        return architecture in self.architectures and all(has_feature(feature) for feature in self.features)
 
     def tvm_target(self, cross: bool = False) -> tvm.target.Target:
         """The TVM target: this machine restricted to the ISA, or with `cross` a machine that is known to have it."""
@@ -166,6 +159,24 @@ class Target(ABC):
         """What the accumulators of `signed_lookup` add up to in each of two tiles, int32x16."""
         return [T.Cast("int32x16", acc) for acc in accs]
 
+    def signed_fours(self, acc: Expr, index: Expr, signs: Expr, bits: Sequence[int], table: Loader) -> Expr:
+        """`acc`, int32x16, with the signed entries of four tables added, for an ISA whose lookups are in row order.
+
+        index: uint8x64, all < 16; signs: uint8x64; bits: which of its bits, for each slot, says that the entry is
+        subtracted; table: the bytes of four 16-entry tables."""
+        raise NotImplementedError(self.name)
+
+    def permute_bytes(self, vector: Expr, index: Expr) -> Expr:
+        """uint8x64: the bytes of a uint8x64 at `index` (uint8x64, modulo 64), for an ISA in row order."""
+        raise NotImplementedError(self.name)
+
+    def plane_fields(self, low: Expr, high: Expr) -> tuple[Expr, Expr]:
+        """Two bit planes of a unit (uint8x64 in row order) as fields of two bits, for an ISA in row order.
+
+        Of each result, byte 4r + c holds column c of row r of four quads, bits 2q and 2q + 1 that of quad q: quads 0..3
+        in the first result, 4..7 in the second."""
+        raise NotImplementedError(self.name)
+
     def half_to_float(self, value: Expr, lanes: int) -> Expr:
         """float16 to float32, `lanes` of them."""
         return T.Cast("float32" if lanes == 1 else f"float32x{lanes}", value)
@@ -175,13 +186,15 @@ class Target(ABC):
         if dtype not in ("bfloat16", "float16"):
             return dtype
         feature = self.half_products.get(dtype)
-        return dtype if feature is not None and llvm_cpu_has_features([feature], host()) else "float32"
+        return dtype if feature is not None and has_feature(feature) else "float32"
 
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         """True when a weight is best multiplied as it is packed with `m` rows of activations (None: many), False when
         it is best unpacked first, once a tile."""
         del format
-        return family == "triples" or (m is not None and m <= PACKED_ROWS)
+        if family == "triples" and self.slot_order["lookup"] != "row":
+            return True  # nothing unpacks them
+        return m is not None and m <= PACKED_ROWS
 
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
         """The family of kernels that is faster for `m` rows of activations (None: many).

@@ -5,7 +5,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from .base import Expr, Loader, Target, host, quarters
+from .base import Expr, Loader, Target, quarters
+from .host import host
 
 _BASELINE = {"x86_64": "x86-64"}
 """LLVM's name of the oldest CPU of an architecture, where it is not "generic"."""

@@ -16,7 +16,7 @@ EXPECTED = {
     ("avx2", "lookup", 2): {"vpshufb"},
     ("avx2", "dot", 4): {"vpmaddubsw", "vpmaddwd"},
     ("avx2", "triples", 2): {"vpshufb", "vpsignb"},
-    ("avx512", "triples", 2): {"vpshufb", "vpsignb"},
+    ("avx512", "triples", 2): {"vpermb", "vptestmb", "vpsubb", "vpdpbusd"},
     ("neon", "lookup", 2): {"tbl"},
     ("neon", "triples", 2): {"tbl"},
     ("neon", "dot", 4): {"sdot"},

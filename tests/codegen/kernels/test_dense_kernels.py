@@ -8,7 +8,7 @@ from lutra.codegen.kernels.attention import Mask, decode_attention, kv_update
 from lutra.codegen.kernels.dense_linear import dense_linear
 from lutra.codegen.kernels.norms import norm
 from lutra.codegen.kernels.pointwise import embedding, gated_mlp
-from lutra.codegen.targets.base import host
+from lutra.codegen.targets.host import host
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 DTYPES = list(TOLERANCE)

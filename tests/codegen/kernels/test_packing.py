@@ -20,7 +20,7 @@ FORMATS = [
 LAYOUTS = [
     *((format, family, order) for format, family, order in product(FORMATS, ("lookup", "dot"), ("row", "table"))),
     *((format, "lookup", "pair") for format in FORMATS if format.bits % 2 == 0),
-    (WeightFormat(2, 128, "ternary"), "triples", "table"),
+    *((WeightFormat(2, 128, "ternary"), "triples", order) for order in ("row", "table")),
 ]
 
 
@@ -74,6 +74,28 @@ def test_triples_are_an_index_and_a_sign(random_weight):
         sign = bytes_[22 + triple // 8] >> triple % 8 if triple < 40 else bytes_[21] >> triple - 36
         assert sign & 1 == (number < 0)
     assert 8 * packed[0].numel() / (64 * 256) == 1.6875  # bits a weight
+
+
+def test_triples_in_row_order_go_by_fours(random_weight):
+    weight = random_weight(WeightFormat(2, 256, "ternary"), 100, 256)
+    table, packed = (
+        PackedLayout("triples", weight.format, 100, 256, order).pack(weight)[0] for order in ("table", "row")
+    )
+    assert packed.shape == table.shape
+    span, tile, row = 1, 2, 5
+    words = packed[0, span].flatten()[64 * 6 * tile :][: 6 * 64].view(6, 16, 4)[:, row].tolist()  # [vector][slot]
+    rest = packed[0, span].flatten()[64 * 24 + 48 * tile + 3 * row :][:3].tolist()
+    column = table[0, span, :, 16 * tile + row].tolist()
+    for triple in range(43):
+        four, slot = divmod(triple, 4)
+        index = words[four // 2][slot] >> 4 * (four % 2) & 15 if four < 10 else rest[slot] & 15
+        assert index == column[triple // 2] >> 4 * (triple % 2) & 15
+        if four < 8:
+            sign = words[5][slot] >> four
+        else:
+            sign = rest[slot] >> four - 4 if slot < 3 else rest[four - 8] >> 7
+        wanted = column[22 + triple // 8] >> triple % 8 if triple < 40 else column[21] >> triple - 36
+        assert sign & 1 == wanted & 1
 
 
 @pytest.mark.parametrize(("format", "k"), [(WeightFormat(2, 128), 256), (WeightFormat(2, 64, "ternary"), 256),

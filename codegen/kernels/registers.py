@@ -1,0 +1,52 @@
+"""Vectors of 64 bytes: buffers that stay in registers, and what is read into them."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ..targets.base import Expr
+
+LANES = {"int16": 32, "int32": 16, "float32": 16}
+"""Elements of 64 bytes, which is what an accumulator takes."""
+_PREFETCH_BYTES = 4096
+
+
+def every(element: str) -> Expr:
+    """All lanes of a 64-byte vector."""
+    return T.ramp(0, 1, LANES[element])
+
+
+def zero_buffer(element: str, lanes: int | None = None) -> Any:
+    """A buffer of zeros (64 bytes unless told) that LLVM keeps in registers: small, in the default scope, because TVM
+    takes larger buffers and all of scope "local" from the heap."""
+    lanes = lanes or LANES[element]
+    buffer = T.alloc_buffer((lanes,), element)
+    zero = tirx.const(0, element)
+    T.buffer_store(buffer, T.broadcast(zero, lanes) if lanes > 1 else zero, [T.ramp(0, 1, lanes) if lanes > 1 else 0])
+    return buffer
+
+
+def loader(buffer: Any, prefix: tuple[Expr, ...], start: Expr) -> Callable[[Expr], Expr]:
+    """`load(index)` of `Target`'s primitives: from `start` in the last dimension of `buffer`."""
+    return lambda index: buffer[(*prefix, start + index)]
+
+
+def field(vector: Expr, shift: int, bits: int) -> Expr:
+    """`bits` bits of every byte of a uint8x64, from bit `shift`. Shifted as 16-bit words: x86 has no shift of bytes."""
+    if shift:
+        words = T.reinterpret("uint16x32", vector) >> T.broadcast(T.uint16(shift), 32)
+        vector = T.reinterpret("uint8x64", words)
+    return vector if bits == 8 else vector & T.broadcast(T.uint8(2**bits - 1), 64)
+
+
+def prefetch(packed: Any, block: Expr, step: Expr) -> None:
+    """Emit prefetches of the part of a packed weight that is read about 4 KB after `packed[block, step]`."""
+    _, _, vectors, width = packed.shape
+    size = prod((int(vectors), int(width)))
+    ahead = step + max(1, _PREFETCH_BYTES // size)
+    for start in range(0, size, 64):
+        address = T.address_of(packed[block, ahead, start // int(width), start % int(width)])
+        T.evaluate(T.call_intrin("void", "tirx.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
