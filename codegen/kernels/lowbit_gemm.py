@@ -48,11 +48,11 @@ def low_bit_gemm(
             with T.serial(0, panels) as p:
                 first = T.bind(p * panel)
 
-                def put(unit: Expr, quad: int, codes: Expr) -> None:
+                def put(_: Expr, unit: Expr, quad: int, codes: Expr) -> None:
                     T.buffer_store(scratch, codes, [unit, quad, T.ramp(0, 1, 64)])
 
                 count = T.min(panel * group, layout.units - first * group)
-                unpack_units(layout, target, operands.packed, block, tile, first * group, count, put)
+                unpack_units(layout, target, operands.packed, block, first * group, count, put, tile)
 
                 def codes(unit: Expr, quad: int, tile: Expr) -> Expr:
                     return scratch[unit - first * group, quad, T.ramp(0, 1, 64)]

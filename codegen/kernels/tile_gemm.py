@@ -99,13 +99,11 @@ def tile_gemm(layout: PackedLayout, target: Target, dtype: str, bias: str | None
             with T.serial(0, -(-groups // panel)) as p:
                 panel_start = T.bind(p * (panel * group))
 
-                with T.serial(0, TILES) as tile:
+                def put(tile: Expr, unit: Expr, quad: int, vector: Expr) -> None:
+                    T.buffer_store(codes, vector, [tile, unit, quad, T.ramp(0, 1, 64)])
 
-                    def put(unit: Expr, quad: int, vector: Expr) -> None:
-                        T.buffer_store(codes, vector, [tile, unit, quad, T.ramp(0, 1, 64)])
-
-                    inside = T.min(T.int64(panel * group), layout.units - panel_start)
-                    unpack_units(layout, target, operands.packed, block, tile, panel_start, inside, put)
+                inside = T.min(T.int64(panel * group), layout.units - panel_start)
+                unpack_units(layout, target, operands.packed, block, panel_start, inside, put)
                 with T.serial(0, (count + TILE_ROWS - 1) // TILE_ROWS) as chunk:
                     # A chunk that is not full begins earlier; rows that it shares with the one before are added once.
                     first = T.bind(T.min(chunk * TILE_ROWS, count - height))

@@ -8,15 +8,15 @@ from tvm.script.ir_builder import tirx as T
 from ...ir.errors import QuantizationError
 from ..targets.base import TILE_ROWS, Expr, Target
 from .packing import UNIT, PackedLayout, plane_slot
-from .product_step import QUADS, quad_codes
-from .registers import field
+from .product_step import QUADS, TILES, quad_codes
+from .registers import field, prefetch
 from .triple_step import fours
 from .triples import FOURS, SPAN
 from .vector_math import constants
 
-Store = Callable[[Expr, int, Expr], None]
-"""`store(unit, quad, codes)` with uint8x64, four columns of 16 rows in the slot order in which the target multiplies
-codes; units are counted from the first one that is unpacked."""
+Store = Callable[[Expr, Expr, int, Expr], None]
+"""`store(tile, unit, quad, codes)` with uint8x64, four columns of 16 rows in the slot order in which the target
+multiplies codes; units are counted from the first one that is unpacked."""
 
 
 def check_unpacks(layout: PackedLayout) -> None:
@@ -28,31 +28,44 @@ def check_unpacks(layout: PackedLayout) -> None:
 
 
 def unpack_units(
-    layout: PackedLayout, target: Target, packed: Any, block: Expr, tile: Any, first: Expr, count: Expr, store: Store
+    layout: PackedLayout,
+    target: Target,
+    packed: Any,
+    block: Expr,
+    first: Expr,
+    count: Expr,
+    store: Store,
+    tile: Expr | None = None,
 ) -> None:
-    """Emit the unpacking of `count` units of a tile, from unit `first` on (whole spans for triples)."""
-    if layout.family == "triples":
-        with T.serial(0, count // (SPAN // UNIT)) as i:
-            span = T.bind(first // (SPAN // UNIT) + i)
+    """Emit the unpacking of `count` units of a block, from unit `first` on (whole spans for triples): of its tiles in
+    the order in which they lie in memory, or of one `tile`."""
+    at_once = SPAN // UNIT if layout.family == "triples" else 1
+    with T.serial(0, count // at_once) as i:
+        step = T.bind(first // at_once + i)
+        if tile is None:
+            prefetch(packed, block, step)
+        with T.serial(0, TILES if tile is None else 1) as number:
+            place = number if tile is None else tile
 
-            def of_span(quad: int, codes: Expr) -> None:
-                store(i * (SPAN // UNIT) + quad // QUADS, quad % QUADS, codes)
+            def put(quad: int, codes: Expr) -> None:
+                store(place, i * at_once + quad // QUADS, quad % QUADS, codes)
 
-            _unpack_span(target, packed, block, span, tile, of_span)
+            if layout.family == "triples":
+                _unpack_span(target, packed, block, step, place, put)
+            else:
+                _unpack_unit(layout, target, lambda v: packed[block, step, v, T.ramp(64 * place, 1, 64)], put)
+
+
+def _unpack_unit(
+    layout: PackedLayout, target: Target, load: Callable[[int], Expr], store: Callable[[int, Expr], None]
+) -> None:
+    if layout.family == "dot":
+        for quad in range(QUADS):
+            store(quad, quad_codes(layout.format.bits, quad, load))
         return
-    with T.serial(0, count) as i:
-        unit = T.bind(first + i)
-
-        def load(vector: int) -> Expr:
-            return packed[block, unit, vector, T.ramp(64 * tile, 1, 64)]
-
-        if layout.family == "dot":
-            for quad in range(QUADS):
-                store(i, quad, quad_codes(layout.format.bits, quad, load))
-            return
-        vectors = [T.bind(load(vector)) for vector in range(layout.format.bits)]
-        emit = _planes_by_fields if layout.slot_order == "row" else _planes_by_bits
-        emit(layout, target, vectors, lambda quad, codes: store(i, quad, codes))
+    vectors = [T.bind(load(vector)) for vector in range(layout.format.bits)]
+    emit = _planes_by_fields if layout.slot_order == "row" else _planes_by_bits
+    emit(layout, target, vectors, store)
 
 
 def _planes_by_fields(
