@@ -24,6 +24,7 @@ from tvm.script import tirx as T
 
 from ...ir.errors import QuantizationError
 from ...ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat
+from .. import memory
 from ..targets.base import Expr, Family, SlotOrder, Target
 from ..targets.host import host
 from . import triples
@@ -116,7 +117,7 @@ class PackedLayout:
         codes = weight.codes
         if codes.shape[1] != self.units * UNIT:
             codes = torch.nn.functional.pad(codes, (0, self.units * UNIT - codes.shape[1]))
-        packed = torch.empty(self.packed_shape, dtype=torch.uint8)
+        packed = memory.empty(self.packed_shape, torch.uint8)
         self._repack(codes.contiguous(), packed, unpack=False)
         parts = [weight.scales] if weight.zero_points is None else [weight.scales, weight.zero_points]
         return [packed, *(self._by_block(part) for part in parts)]
@@ -133,7 +134,8 @@ class PackedLayout:
     def _by_block(self, values: torch.Tensor) -> torch.Tensor:
         padded = torch.zeros(self.blocks * BLOCK_ROWS, self.groups, dtype=torch.float16)
         padded[: self.n] = values
-        return padded.view(self.blocks, BLOCK_ROWS, self.groups).permute(0, 2, 1).contiguous()
+        by_block = padded.view(self.blocks, BLOCK_ROWS, self.groups).permute(0, 2, 1)
+        return memory.empty(self.scales_shape, torch.float16).copy_(by_block)
 
     def _repack(self, codes: torch.Tensor, packed: torch.Tensor, unpack: bool) -> None:
         if self.family == "triples":

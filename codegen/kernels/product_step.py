@@ -193,7 +193,6 @@ class ProductStep:
         whole = calls >= units * QUADS
 
         def add_unit(unit: Expr, accs: list[list[list[Any]]]) -> None:
-            self._prefetch(unit)
             for quad in range(QUADS):
                 for tile, of_tile in zip(self.tiles, accs, strict=True):
                     self._dot_quad(unit, quad, tile, of_tile)
@@ -223,7 +222,6 @@ class ProductStep:
         first, inside = self._units(g)
         with T.serial(0, inside) as i:
             unit = T.bind(first + i)
-            self._prefetch(unit)
             for quad in range(QUADS):
                 for tile, of_tile in zip(self.tiles, accs, strict=True):
                     codes = T.bind(self._codes(unit, quad, tile))
@@ -248,7 +246,6 @@ class ProductStep:
         first, inside = self._units(g)
         with T.serial(0, inside) as i:
             unit = T.bind(first + i)
-            self._prefetch(unit)
             for vector in range(len(weights)):
                 for tile, of_tile in zip(self.tiles, accs, strict=True):
                     self._lookup_vector(unit, vector, tile, of_tile)
@@ -259,16 +256,15 @@ class ProductStep:
 
         return [[total(of_row) for of_row in of_tile] for of_tile in accs]
 
-    def _prefetch(self, unit: Expr) -> None:
-        if self.codes is None:
-            prefetch(self.operands.packed, self.block, unit)
-
     def _vector(self, unit: Expr, vector: int, tile: Any) -> Expr:
         return self.operands.packed[self.block, unit, vector, T.ramp(64 * tile, 1, 64)]
 
     def _codes(self, unit: Expr, quad: int, tile: Any) -> Expr:
         if self.codes is not None:
             return self.codes(unit, quad, tile)
+        for part in quad_fields(self.layout.format.bits, quad):
+            if part.shift == 0:  # the first quad that reads the vector
+                prefetch(self.operands.packed, self.block, unit, part.vector, 64 * tile)
         return quad_codes(self.layout.format.bits, quad, lambda vector: self._vector(unit, vector, tile))
 
     def _dot_quad(self, unit: Expr, quad: int, tile: Any, accs: list[list[Any]]) -> None:
@@ -289,6 +285,7 @@ class ProductStep:
         weights = all_weights[vector // 2 * 2 :][:2] if pair else all_weights[vector : vector + 1]
         sets, each, _ = self.target.lookup_accumulators(all_weights)
         number = min(vector // 2 if pair else sorted(set(all_weights)).index(weights[0]), sets - 1)
+        prefetch(self.operands.packed, self.block, unit, vector, 64 * tile)
         packed = T.bind(self._vector(unit, vector, tile))
         for side in range(2):
             index = T.bind(field(packed, 4 * side, 4))

@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Expr, Target
 from .registers import every, field, loader, prefetch
-from .triples import FOURS, LAST_VECTOR, SIGNED_VECTORS, SPAN, TRIPLES, Bits, index_bits, sign_bit
+from .triples import FOURS, LAST_VECTOR, SIGNED_VECTORS, SPAN, SPAN_BYTES, TRIPLES, Bits, index_bits, sign_bit
 from .vector_math import constants
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def fours(target: Target, packed: Any, block: Expr, span: Expr, tile: Any) -> It
     """Emit the loads of the triples of a tile in row order, and give them in order; slot 3 of the last is no triple."""
 
     def vector(number: Expr, start: Expr = 0) -> Expr:
+        prefetch(packed, block, span, number, start)
         return packed[block, span, number, T.ramp(start, 1, 64)]
 
     whole = SIGNED_VECTORS * tile
@@ -56,10 +57,11 @@ def fours(target: Target, packed: Any, block: Expr, span: Expr, tile: Any) -> It
         lanes = constants([3 * row + slot for row in range(TILE_ROWS) for slot in (0, 1, 2, slot_3)], "uint8")
         return T.bind(target.permute_bytes(rest, lanes + T.broadcast(T.Cast("uint8", 48 * tile - start), 64)))
 
-    last = [spread(0), spread(1)]
+    both, last = signs, [spread(0), spread(1)]
     for number in range(FOURS):
-        byte = vector(whole + number // 2) if number < FOURS - 1 else last[0]
-        index = T.bind(field(byte, 4 * (number % 2), 4))
+        if number % 2 == 0:
+            both = T.bind(vector(whole + number // 2)) if number < FOURS - 1 else last[0]
+        index = T.bind(field(both, 4 * (number % 2), 4))
         if number < 8:
             yield Four(number, index, signs, [1 << number] * 4)
         else:
@@ -68,18 +70,19 @@ def fours(target: Target, packed: Any, block: Expr, span: Expr, tile: Any) -> It
 
 
 def _by_fours(step: "ProductStep", g: Expr) -> list[list[Expr]]:
-    accs, all_ = step.accumulators(1, "int32"), every("int32")
+    # Two sums a tile, in turns: additions to one would wait for each other.
+    accs, all_ = step.accumulators(2, "int32"), every("int32")
     first, inside = _spans(step, g)
     with T.serial(0, inside) as i:
         span = T.bind(first + i)
-        prefetch(step.operands.packed, step.block, span)
         for tile, of_tile in zip(step.tiles, accs, strict=True):
             for four in fours(step.target, step.operands.packed, step.block, span, tile):
-                for row, (acc,) in zip(step.chosen, of_tile, strict=True):
+                for row, turns in zip(step.chosen, of_tile, strict=True):
+                    acc = turns[four.number % 2]
                     tables = loader(step.operands.q, (row, span, 4 * four.number), 0)
                     total = step.target.signed_fours(acc[all_], four.index, four.signs, four.bits, tables)
                     T.buffer_store(acc, total, [all_])
-    return [[acc[all_] for (acc,) in of_tile] for of_tile in accs]
+    return [[even[all_] + odd[all_] for even, odd in of_tile] for of_tile in accs]
 
 
 # Table order: two triples of 32 rows at a time ------------------------------------------------------------------------
@@ -90,7 +93,8 @@ def _by_pairs(step: "ProductStep", g: Expr) -> list[list[Expr]]:
     first, inside = _spans(step, g)
     with T.serial(0, inside) as i:
         span = T.bind(first + i)
-        prefetch(step.operands.packed, step.block, span)
+        for vector in range(SPAN_BYTES):
+            prefetch(step.operands.packed, step.block, span, vector)
         with T.serial(0, TRIPLES // 8) as eight:  # those that share a byte of signs
             _look_up_pairs(step, span, 8 * eight, [[0, 1], [2, 3], [4, 5], [6, 7]], accs)
         _look_up_pairs(step, span, T.int32(0), [[40, 41], [42]], accs)

@@ -42,8 +42,6 @@ def unpack_units(
     at_once = SPAN // UNIT if layout.family == "triples" else 1
     with T.serial(0, count // at_once) as i:
         step = T.bind(first // at_once + i)
-        if tile is None:
-            prefetch(packed, block, step)
         with T.serial(0, TILES if tile is None else 1) as number:
             place = number if tile is None else tile
 
@@ -53,6 +51,8 @@ def unpack_units(
             if layout.family == "triples":
                 _unpack_span(target, packed, block, step, place, put)
             else:
+                for vector in range(layout.format.bits):
+                    prefetch(packed, block, step, vector, 64 * place)
                 _unpack_unit(layout, target, lambda v: packed[block, step, v, T.ramp(64 * place, 1, 64)], put)
 
 

@@ -124,11 +124,10 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
 
 def _family(low: Lowering, format_: WeightFormat, k: int, m: int | None) -> Family:
     """Prefill and decode graphs must agree on one packed form: the target is asked for a single row."""
-    if low.kernel_family == "triples":
-        return "triples" if triples.fits(format_, k) else "lookup"
-    if low.kernel_family != "auto":
-        return low.kernel_family
-    return low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+    family = low.kernel_family
+    if family == "auto":
+        family = low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+    return "lookup" if family == "triples" and not triples.fits(format_, k) else family
 
 
 def _precomputed(low: Lowering, x: Any, family: Activations, layout: PackedLayout, m: int | None) -> list[relax.Var]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from tvm.script import tirx as T
 
-from .base import Expr, Loader, Target
+from ...ir.quantization import WeightFormat
+from .base import Expr, Family, Loader, Target
 
 _SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byte 16 * j of the register
 
@@ -29,6 +30,10 @@ class Avx512(Target):
     def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
         del plane_weights, tables
         return accs[0]
+
+    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+        # Sapphire Rapids, two cores, the linears of a ternary 1.1B Llama from memory: triples 10.3 ms, planes 10.5.
+        return "triples" if format.scheme == "ternary" else super().faster_family(format, m)
 
     def signed_fours(self, acc: Expr, index: Expr, signs: Expr, bits: Sequence[int], table: Loader) -> Expr:
         word = sum(bit << 8 * slot for slot, bit in enumerate(bits))

@@ -197,8 +197,9 @@ class Target(ABC):
         return m is not None and m <= PACKED_ROWS
 
     def faster_family(self, format: WeightFormat, m: int | None) -> Family:
-        """The family of kernels that is faster for `m` rows of activations (None: many).
+        """The family of kernels that is faster for `m` rows of activations (None: many); triples where they fit.
 
-        Never triples: they save a sixth of the bytes, but on Zen 3 (two threads of one core) a ternary 1.1B Llama
-        decodes 0.8 times as many tokens a second with them, and takes 0.6 times as many of a prompt."""
+        No triples unless a target says so: they save a sixth of the bytes, but on Zen 3 (two threads of one core) a
+        ternary 1.1B Llama decodes 0.8 times as many tokens a second with them, and takes 0.6 times as many of a
+        prompt."""
         return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"
