@@ -50,7 +50,7 @@ class Executable:
     def __call__(self, *inputs: Any) -> list[Any]:
         usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
         sizes = tuple(value for value in usable if isinstance(value, int))
-        tensors = (value for value in usable if isinstance(value, torch.Tensor))
+        tensors = [value for value in usable if isinstance(value, torch.Tensor)]
         results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound)
         return [
             usable[value] if kind == "input" else self._result(kind, value, results) for kind, value in self._outputs
@@ -92,4 +92,6 @@ def _usable(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` itself when compiled code may read it where it is: compact and aligned; else a copy."""
     if not tensor.is_contiguous():
         tensor = tensor.contiguous()
-    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor.detach()
+    if tensor.data_ptr() % ALIGNMENT:
+        return tensor.clone()
+    return tensor.detach() if tensor.requires_grad else tensor

@@ -1,5 +1,6 @@
 """A compiled graph as AOTAutograd calls it: arguments in, results out, in-place updates done, parameters checked."""
 
+import operator
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from ..passes.base import PassReport
 
 if TYPE_CHECKING:
     from .model_state import ModelState
+
+_VERSION = operator.attrgetter("_version")
 
 
 class CompiledGraph:
@@ -42,8 +45,10 @@ class CompiledGraph:
         """Take the parameters as they are now for the ones that `executable` was built from."""
         store = self.graph.store
         originals = ((position, store.original(name)) for position, name in self._names.items())
-        self._bound = [(position, tensor) for position, tensor in originals if tensor is not None]
-        self._versions = [_version(tensor) for _, tensor in self._bound]
+        bound = [(position, tensor) for position, tensor in originals if tensor is not None]
+        self._places = [position for position, _ in bound]
+        self._bound = [tensor for _, tensor in bound]
+        self._versions = _versions(self._bound)
 
     def boxed(self) -> Callable[[list[Any]], list[Any]]:
         """The callable in AOTAutograd's boxed convention: one list of arguments, which it may empty."""
@@ -74,17 +79,16 @@ class CompiledGraph:
         return [self.executable, *(executable for _, executable in self._others.values())]
 
     def _executable_for(self, arguments: list[Any]) -> Executable:
-        for (position, tensor), version in zip(self._bound, self._versions, strict=True):
-            argument = arguments[position]
-            if argument is not tensor or _version(argument) != version:
-                return self._rebuilt(arguments)
-        return self.executable
+        # At every step, over all parameters: in loops that Python itself runs.
+        given = [arguments[position] for position in self._places]
+        if all(map(operator.is_, given, self._bound)) and _versions(given) == self._versions:
+            return self.executable
+        return self._rebuilt(given)
 
-    def _rebuilt(self, arguments: list[Any]) -> Executable:
-        tensors = [arguments[position] for position, _ in self._bound]
-        key = tuple(part for tensor in tensors for part in (id(tensor), _version(tensor)))
+    def _rebuilt(self, tensors: list[torch.Tensor]) -> Executable:
+        key = (*map(id, tensors), *_versions(tensors))
         if key not in self._others:
-            names = [self._names[position] for position, _ in self._bound]
+            names = [self._names[position] for position in self._places]
             store = self.graph.store.rebound(dict(zip(names, tensors, strict=True)))
             # The tensors are kept beside the executable: an id stays theirs for as long as they live.
             self._others[key] = (tensors, self._build(replace(self.graph, store=store)))
@@ -95,5 +99,8 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _versions(tensors: list[torch.Tensor]) -> list[int]:
+    """How often each was written to; tensors of inference mode do not count that."""
+    if not any(map(torch.Tensor.is_inference, tensors)):
+        return list(map(_VERSION, tensors))
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
