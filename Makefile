@@ -28,8 +28,10 @@ check: setup
 	$(BIN)/python -m pytest tests/test_layout.py
 
 # What benchmarks/peers.py compares with. optimum-intel needs other versions of what lutra needs.
+# The flags keep llama.cpp's configuration of AMX tiles, which gcc 12 takes for dead (ggml-org/llama.cpp#26954).
 peers: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	CMAKE_ARGS="-DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'" \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
 	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check 'optimum-intel[openvino]==2.2.0'

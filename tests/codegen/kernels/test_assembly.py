@@ -5,6 +5,7 @@ import re
 
 import pytest
 import tvm
+from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.lowbit_linear import low_bit_linear
 from lutra.codegen.kernels.packing import PackedLayout
 from lutra.codegen.targets import TARGETS, get_target
@@ -22,6 +23,24 @@ EXPECTED = {
     ("neon", "dot", 4): {"sdot"},
     ("neon", "dot", 8): {"sdot"},
 }
+
+
+GEMM = {
+    ("amx", "dot", 4): {"ldtilecfg", "sttilecfg", "tdpbsud"},
+    ("amx", "lookup", 2): {"tdpbsud", "vgf2p8affineqb"},
+    ("avx512", "lookup", 1): {"vpdpbusd", "vgf2p8affineqb"},
+    ("avx2", "dot", 4): {"vpmaddubsw"},
+    ("neon", "dot", 4): {"sdot"},
+}
+
+
+@pytest.mark.parametrize(("name", "family", "bits"), GEMM)
+def test_cross_compiled_matrix_products_use_the_instructions_of_their_target(name, family, bits):
+    target = get_target(name, cross=True)
+    layout = PackedLayout.create(family, WeightFormat(bits, 64), 128, 256, target)
+    module = tvm.compile(low_bit_gemm(layout, target, "float32"), target=target.tvm_target(cross=True))
+    text = module.mod.inspect_source("asm")
+    assert not {i for i in GEMM[name, family, bits] if not re.search(rf"\b{i}\b", text)}
 
 
 def assembly(name: str, family: str, bits: int, cross: bool) -> str:

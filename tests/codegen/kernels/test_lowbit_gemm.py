@@ -21,6 +21,7 @@ CASES = [
     (WeightFormat(4, PER_CHANNEL, "asymmetric"), 80, 300, 3),
     (WeightFormat(8, 256), 64, 256, 12),
     (WeightFormat(8, 64, "asymmetric"), 80, 192, 0),
+    (WeightFormat(4, 64), 70, 128, 300),  # more rows than one task takes
 ]
 
 
@@ -34,6 +35,18 @@ def test_products_are_those_of_the_activations_as_quantised(
     weight, x = random_weight(format, n, k), torch.randn(m, k)
     layout = PackedLayout.create(family, format, n, k, target)
     out, activations = multiply(layout, target, weight, x, gemm=True)
+    expected = emulate(layout, weight, *activations, family="dot")
+    assert (out.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(("group", "n", "k", "m"), [(128, 80, 384, 17), (256, 64, 512, 3), (PER_CHANNEL, 130, 256, 40)])
+def test_triples_are_unpacked_where_they_lie_in_row_order(random_weight, multiply, emulate, target, group, n, k, m):
+    format = WeightFormat(2, group, "ternary")
+    if target.order("triples", format) != "row":
+        pytest.skip(f"{target.name} looks them up for any number of rows")
+    weight, x = random_weight(format, n, k), torch.randn(m, k)
+    out, activations = multiply(PackedLayout.create("triples", format, n, k, target), target, weight, x, gemm=True)
+    layout = PackedLayout.create("dot", format, n, k, target)
     expected = emulate(layout, weight, *activations, family="dot")
     assert (out.double() - expected).norm() <= 1e-5 * expected.norm()
 
