@@ -9,7 +9,7 @@ import sympy
 
 from ..ir.errors import RecipeError, did_you_mean
 
-FACTS = ("batch", "sequence", "cores", "avx2", "avx512", "neon")
+FACTS = ("batch", "sequence", "cores", "avx2", "avx512", "amx", "neon")
 """Names a condition may use: graph sizes (a symbolic size is a free symbol) and 0/1 hardware facts, `cores` a count."""
 
 _COMPARE: dict[type, Any] = {

@@ -5,7 +5,8 @@ Five kinds of constants, none of them taken from a model whose time is predicted
 - the read ceiling (`codegen/bandwidth.py`);
 - for each kind of linear in use, how fast its kernel streams its weight from memory, and what a call costs beside:
   two chains of equal linears, one larger than the caches, compiled and run as any model is;
-- a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers;
+- a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers,
+  after other memory went through the caches, as the weights of a real model do in every step;
 - how fast decode attention works: the same steps at a short and at a long context.
 """
 
@@ -47,6 +48,8 @@ ATTEMPTS = 3
 """Times that constants which cannot be are measured again."""
 REPEATS = 21
 """Calls of a chain in one measurement."""
+SWEEP = 32 << 20
+"""Bytes that go through the caches before a step of a tiny model."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class Meter:
     def __init__(self, options: Options) -> None:
         self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
         self._ceiling = ReadCeiling(1 << 28)
+        self._sweep = torch.ones(SWEEP // 4)
         self._chains: dict[str, tuple[_Chain, _Chain]] = {}
 
     @cached_property
@@ -98,7 +102,7 @@ class Meter:
         few, many = self._steps
         for _ in range(ATTEMPTS):
             read = self._ceiling.measure(3)
-            short, long = _interleaved((few, many))
+            short, long = _interleaved((few, many), self._sweep.sum)
             kernel = (short[1] - short[0]) / (many.kernels - few.kernels)
             growth = long[1] - short[1]
             step = short[0] - kernel * few.kernels
@@ -238,9 +242,13 @@ class _Steps:
         self._token = torch.zeros(1, 1, dtype=torch.int64)
 
     @torch.no_grad()
-    def run(self, steps: int) -> list[float]:
-        """Seconds of each of the next steps."""
-        return [_seconds(self._step) for _ in range(steps)]
+    def run(self, steps: int, before: Callable[[], Any] = lambda: None) -> list[float]:
+        """Seconds of each of the next steps, `before` not counted."""
+        times = []
+        for _ in range(steps):
+            before()
+            times.append(_seconds(self._step))
+        return times
 
     def _step(self) -> None:
         logits = self._forward(input_ids=self._token, cache=self._cache, use_cache=True, logits_to_keep=1).logits
@@ -251,7 +259,7 @@ _EARLY, _LATE = SHORT // 2, LONG * 3 // 4
 """The contexts in the middle of the two stretches that are timed."""
 
 
-def _interleaved(models: tuple[_Steps, ...]) -> tuple[list[float], list[float]]:
+def _interleaved(models: tuple[_Steps, ...], before: Callable[[], Any]) -> tuple[list[float], list[float]]:
     """Seconds of a step of each model at a short and at a long context; they take turns, to meet the same machine."""
     short: list[list[float]] = [[] for _ in models]
     long: list[list[float]] = [[] for _ in models]
@@ -260,11 +268,12 @@ def _interleaved(models: tuple[_Steps, ...]) -> tuple[list[float], list[float]]:
             model.restart()
         for start in range(0, LONG, TURN):
             for index, model in enumerate(models):
-                times = model.run(TURN)
                 if start < SHORT:
-                    short[index] += times
+                    short[index] += model.run(TURN, before)
                 elif start >= LONG // 2:
-                    long[index] += times
+                    long[index] += model.run(TURN, before)
+                else:
+                    model.run(TURN)
     return [undisturbed(times) for times in short], [undisturbed(times) for times in long]
 
 

@@ -30,7 +30,7 @@ class Options(BaseModel):
     dump: Path | None = Field(None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)")
     release_weights: bool = Field(False, description="free originals that every graph reads in packed form")
     training_backend: str = Field("inductor", description="torch.compile backend for graphs that need gradients")
-    target: str = Field("auto", description="auto, avx512, avx2, neon or portable")
+    target: str = Field("auto", description="auto, amx, avx512, avx2, neon or portable")
     kernel_family: Literal["auto", "lookup", "triples", "dot"] = Field("auto", description="kernels of low-bit linears")
     cache: bool = Field(True, description="keep compiled executables on disk")
     cache_dir: Path | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
