@@ -15,7 +15,7 @@ import torch
 import typer
 from engines import SHAPES, TorchEngine
 from lutra import LutraError
-from lutra.torch_plugin.explain import explain, products_of
+from lutra.torch_plugin.explain import explain, products_of, weights_of
 from lutra.torch_plugin.machine import Meter, undisturbed
 from lutra.torch_plugin.options import Options
 from rich.console import Console
@@ -24,12 +24,12 @@ from rich.table import Table
 PROMPT, NEW_TOKENS = 64, 32
 
 
-def measure(shape: str, recipe: str, rounds: int, meter: Meter) -> tuple[float, float]:
+def measure(shape: str, recipe: str, rounds: int) -> tuple[float, float]:
     """Predicted and measured seconds of a decode step."""
     engine = TorchEngine(recipe, shape, PROMPT, NEW_TOKENS, torch.get_num_threads())
     engine.first_call()
     model, context = engine.model, PROMPT + NEW_TOKENS // 2
-    products = list(products_of(model, context))
+    products, meter = list(products_of(model, context)), Meter(Options.parse({}), weights_of(model))
     predicted = [explain(model, context, machine=meter.measure(products)).seconds]
     measured: list[float] = []
     for _ in range(rounds):
@@ -49,10 +49,9 @@ def main(
     table = Table("shape", "recipe", "predicted ms", "measured ms", "predicted / measured")
     errors = []
     try:
-        meter = Meter(Options.parse({}))
         for shape in shapes.split(","):
             for recipe in recipes.split(","):
-                predicted, measured = measure(shape, recipe, rounds, meter)
+                predicted, measured = measure(shape, recipe, rounds)
                 errors.append(abs(predicted / measured - 1))
                 figures = (f"{1e3 * predicted:.2f}", f"{1e3 * measured:.2f}", f"{predicted / measured:.2f}")
                 table.add_row(shape, recipe, *figures)

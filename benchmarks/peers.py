@@ -129,7 +129,7 @@ def measure(
             engines[name] = stack.enter_context(open_engine(name, setting, scratch, openvino))
             engines[name].call("run")  # compiles
             console.print(f"{name} is ready", highlight=False)
-        ceiling = stack.enter_context(Worker(ReadCeiling, environment={"TVM_NUM_THREADS": str(setting.threads)}))
+        ceiling = stack.enter_context(Worker(ReadCeiling, environment={"OMP_NUM_THREADS": str(setting.threads)}))
         runs: dict[str, Callable[[], Any]] = {"ceiling": partial(ceiling.call, "measure")}
         runs |= {name: partial(engine.call, "run") for name, engine in engines.items()}
         done = alternate(runs, rounds, lambda name, number: console.print(f"round {number + 1}: {name}"))

@@ -4,19 +4,23 @@ A decode step cannot take less than the bytes that it reads over this figure. It
 machine, so it is measured beside what it is compared with.
 """
 
+import tempfile
 import time
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from . import memory
 from .kernels.function import kernel
+from .parallel import use_torch_threads
 from .targets.host import host
 
 _LANES, _STREAMS = 16, 4
-_PIECE = 1 << 20
+_PIECE = 1 << 17
 """Words that one task reads, as four streams (a low-bit product reads four tiles of rows)."""
 
 
@@ -43,19 +47,27 @@ def _read_kernel() -> Any:
             T.buffer_store(out, total, [task, every])
 
     shapes = [((tasks, _STREAMS, length), "int32"), ((tasks, _LANES), "int32")]
-    return tvm.compile(kernel(shapes, body), target=host())["main"]
+    with tempfile.TemporaryDirectory(prefix="lutra-") as folder:
+        library = Path(folder, "read", "read.so")
+        library.parent.mkdir()
+        tvm.compile(kernel(shapes, body), target=host()).export_library(str(library))
+        module = tvm.runtime.load_module(str(library))
+        use_torch_threads(library)
+    return module["main"]
 
 
 class ReadCeiling:
-    """Measures bytes per second over one buffer of `size` bytes, which it keeps: take it well above the caches."""
+    """Measures bytes per second over one buffer of `size` bytes in huge pages, which it keeps.
+
+    Take it well above the caches, or as large as what is read in their stead."""
 
     def __init__(self, size: int = 1 << 30) -> None:
         tasks = max(size // (4 * _PIECE), 1)
-        self._words = torch.ones((tasks, _STREAMS, _PIECE // _STREAMS), dtype=torch.int32)
+        self._words = memory.empty((tasks, _STREAMS, _PIECE // _STREAMS), torch.int32).fill_(1)
         self._out = torch.empty((tasks, _LANES), dtype=torch.int32)
 
     def measure(self, repeats: int = 5) -> float:
-        """The best of `repeats` readings, in bytes per second, on all cores that TVM may use (`TVM_NUM_THREADS`)."""
+        """The best of `repeats` readings, in bytes per second, by all of torch's threads."""
         read = _read_kernel()
         best = float("inf")
         for _ in range(repeats):

@@ -140,7 +140,7 @@ def explain(model: Any, context: int, batch: int | None = None, machine: Machine
     costs, sizes = graph_costs(compiled.graph), _sizes(compiled, context, batch)
     products = _products(compiled, costs, sizes)
     if machine is None:
-        machine = machine_for(dict.fromkeys(products.values()), compiled.state.options)
+        machine = machine_for(dict.fromkeys(products.values()), compiled.state.options, weights_of(model, batch))
     rows = []
     for index, cost in enumerate(costs):
         amount, product = cost.amount.at(sizes), products.get(index)
@@ -163,6 +163,11 @@ def products_of(model: Any, context: int, batch: int | None = None) -> Iterable[
     compiled = decode_graph(model, batch)
     found = _products(compiled, graph_costs(compiled.graph), _sizes(compiled, context, batch))
     return dict.fromkeys(found.values())
+
+
+def weights_of(model: Any, batch: int | None = None) -> int:
+    """Bytes of weights that a decode step of `model` reads."""
+    return int(total(graph_costs(decode_graph(model, batch).graph)).weights)
 
 
 def decode_graph(model: Any, batch: int | None = None) -> CompiledGraph:

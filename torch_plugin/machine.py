@@ -1,10 +1,11 @@
 """What this machine does in a second, measured once and kept beside the cached executables.
 
-Five kinds of constants, none of them taken from a model whose time is predicted:
+Five kinds of constants, none of them taken from a model whose time is predicted but for the bytes of its weights, which
+say what of them the caches keep from one step to the next:
 
-- the read ceiling (`codegen/bandwidth.py`);
+- the read ceiling (`codegen/bandwidth.py`) over as many bytes;
 - for each kind of linear in use, how fast its kernel streams its weight from memory, and what a call costs beside:
-  two chains of equal linears, one larger than the caches, compiled and run as any model is;
+  two chains of equal linears, one of as many bytes, compiled and run as any model is;
 - a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers,
   after other memory went through the caches, as the weights of a real model do in every step;
 - how fast decode attention works: the same steps at a short and at a long context.
@@ -12,6 +13,7 @@ Five kinds of constants, none of them taken from a model whose time is predicted
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,10 +34,8 @@ from ..ir.quantization import WeightFormat
 from .options import Options
 from .report import states_of
 
-FOOTPRINT = 64 << 20
-"""Bytes of packed weights that a chain reads in one call: above the last cache of the CPUs that are targeted."""
-WIDTH = 4096
-"""Features of each of its linears."""
+WIDTH, FEWEST = 4096, 4
+"""Features of each of the linears of a long chain, and how many it has at least."""
 NARROW, NARROW_LINEARS = 1024, 24
 """Features, and number, of the linears of a short chain that stays in the caches: what is not reading shows there."""
 LAYERS = (2, 8)
@@ -50,6 +50,7 @@ REPEATS = 21
 """Calls of a chain in one measurement."""
 SWEEP = 32 << 20
 """Bytes that go through the caches before a step of a tiny model."""
+FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,15 @@ class Machine:
 
 
 class Meter:
-    """Measures a `Machine`; what it compiles for that is kept, so that measuring again takes a second or two."""
+    """Measures a `Machine` for models that read `weights` bytes at every step.
 
-    def __init__(self, options: Options) -> None:
+    What it compiles for that is kept: measuring again takes some seconds."""
+
+    def __init__(self, options: Options, weights: int) -> None:
         self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
-        self._ceiling = ReadCeiling(1 << 28)
-        self._sweep = torch.ones(SWEEP // 4)
+        self._ceiling = ReadCeiling(weights)
+        self._sweep = torch.ones(SWEEP // FLOAT)
+        self._weights = weights
         self._chains: dict[str, tuple[_Chain, _Chain]] = {}
 
     @cached_property
@@ -114,7 +118,7 @@ class Meter:
         """Bytes of weights per second and seconds of a linear beside; `kernel`: seconds that a kernel call costs."""
         if product.name not in self._chains:
             bits = product.format.bits if product.format is not None else 8 * getattr(torch, product.dtype).itemsize
-            count = -(-FOOTPRINT * 8 // (bits * WIDTH * WIDTH))
+            count = max(-(-self._weights * 8 // (bits * WIDTH * WIDTH)), FEWEST)
             chains = (
                 _Chain(product, WIDTH, count, self._options),
                 _Chain(product, NARROW, NARROW_LINEARS, self._options),
@@ -133,14 +137,15 @@ class Meter:
         return Machine(machine.read, machine.step, machine.kernel, machine.attention, rates)
 
 
-def machine_for(products: Iterable[Product], options: Options) -> Machine:
-    """The constants of this machine, from the cache folder, or measured now as far as they are missing there."""
-    wanted, path = list(products), _path(options)
+def machine_for(products: Iterable[Product], options: Options, weights: int) -> Machine:
+    """The constants of this machine for models that read about `weights` bytes at every step: from the cache folder, or
+    measured now as far as they are missing there."""
+    wanted, path = list(products), _path(options, weights)
     known = _read(path) if options.cache else None
     missing = [p for p in wanted if known is None or p.name not in known.products]
     if known is not None and not missing:
         return known
-    meter = Meter(options)
+    meter = Meter(options, weights)
     known = known or meter.overheads()
     rates = {product.name: meter.product(product, known.kernel) for product in missing}
     known = Machine(known.read, known.step, known.kernel, known.attention, {**known.products, **rates})
@@ -152,9 +157,11 @@ def machine_for(products: Iterable[Product], options: Options) -> Machine:
     return known
 
 
-def _path(options: Options) -> Path:
-    """By target, threads and content of the library: what a measurement depends on."""
-    key = f"{get_target(options.target).name}, {torch.get_num_threads()} threads, {versions()}"
+def _path(options: Options, weights: int) -> Path:
+    """By target, threads, content of the library and the power of two next to `weights`: what a measurement depends
+    on."""
+    size = round(math.log2(max(weights, 1)))
+    key = f"{get_target(options.target).name}, {torch.get_num_threads()} threads, {versions()}, 2**{size} bytes"
     return options.cache_directory() / f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
@@ -178,10 +185,10 @@ class _Chain:
         dtype, format_ = getattr(torch, product.dtype), product.format
         with torch.device("meta"):
             model = nn.Sequential(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(linears)))
-        self._model = model.to_empty(device="cpu").eval()
-        values = torch.linspace(-1, 1, width * width + 1)[1:].view(width, width)
-        for parameter in self._model.parameters():
-            parameter.data.copy_(values)
+        values = torch.linspace(-1, 1, width * width + 1)[1:].view(width, width).to(dtype)
+        for linear in model:
+            linear.weight = nn.Parameter(values, requires_grad=False)  # one memory; what is packed of it is apart
+        self._model = model.eval()
         recipe: dict[str, Any] = {"lutra": 1, "name": "chain", "passes": []}
         if format_ is not None:
             weights = {"bits": format_.bits, "group_size": format_.group_size or "channel", "scheme": format_.scheme}

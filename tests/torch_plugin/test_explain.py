@@ -10,7 +10,7 @@ import torch
 from lutra.ir.errors import LutraError
 from lutra.torch_plugin import machine as machines
 from lutra.torch_plugin.causal_lm import generate
-from lutra.torch_plugin.explain import explain, products_of
+from lutra.torch_plugin.explain import explain, products_of, weights_of
 from lutra.torch_plugin.machine import Machine, machine_for
 from lutra.torch_plugin.options import Options
 from torch import nn
@@ -51,10 +51,10 @@ def test_more_context_costs_more(model: Any):
 
 def test_constants_are_taken_from_the_cache_folder(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     known, options = machine(model), Options.parse({"cache_dir": tmp_path})
-    path = machines._path(options)
+    path = machines._path(options, weights_of(model))
     path.write_text(json.dumps({**known.__dict__, "products": dict(known.products)}))
     monkeypatch.setattr(machines, "Meter", None)  # nothing is measured
-    assert machine_for(products_of(model, 8), options) == known
+    assert machine_for(products_of(model, 8), options, weights_of(model)) == known
 
 
 @pytest.mark.parametrize(
