@@ -17,9 +17,10 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from statistics import quantiles
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -96,14 +97,9 @@ class Meter:
         self._weights = weights
         self._chains: dict[str, tuple[_Chain, _Chain]] = {}
 
-    @cached_property
-    def _steps(self) -> tuple["_Steps", "_Steps"]:
-        few, many = (_Steps(layers, self._options) for layers in LAYERS)
-        return few, many
-
     def overheads(self) -> Machine:
         """All but the products."""
-        few, many = self._steps
+        few, many = _tiny_models(**self._options)
         for _ in range(ATTEMPTS):
             read = self._ceiling.measure(3)
             short, long = _interleaved((few, many), self._sweep.sum)
@@ -184,7 +180,7 @@ class _Chain:
         self.linears = linears
         dtype, format_ = getattr(torch, product.dtype), product.format
         with torch.device("meta"):
-            model = nn.Sequential(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(linears)))
+            model = _sequential()(*(nn.Linear(width, width, bias=False, dtype=dtype) for _ in range(linears)))
         values = torch.linspace(-1, 1, width * width + 1)[1:].view(width, width).to(dtype)
         for linear in model:
             linear.weight = nn.Parameter(values, requires_grad=False)  # one memory; what is packed of it is apart
@@ -262,6 +258,13 @@ class _Steps:
         self._token = logits[:, -1].argmax(-1, keepdim=True)
 
 
+@cache
+def _tiny_models(**options: Any) -> tuple[_Steps, _Steps]:
+    """With few layers and with many; they serve all meters of the process."""
+    few, many = (_Steps(layers, options) for layers in LAYERS)
+    return few, many
+
+
 _EARLY, _LATE = SHORT // 2, LONG * 3 // 4
 """The contexts in the middle of the two stretches that are timed."""
 
@@ -287,6 +290,13 @@ def _interleaved(models: tuple[_Steps, ...], before: Callable[[], Any]) -> tuple
 def undisturbed(times: Sequence[float]) -> float:
     """The lower quartile: what else runs on a machine makes a step slower, never faster."""
     return quantiles(times, n=4)[0]
+
+
+def _sequential() -> type[nn.Sequential]:
+    """A class whose `forward` is its own: Dynamo runs one graph for all equal models that share a code object."""
+    forward = nn.Sequential.forward
+    own = FunctionType(forward.__code__.replace(), forward.__globals__)
+    return type("Chain", (nn.Sequential,), {"forward": own})
 
 
 def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
