@@ -51,7 +51,6 @@ REPEATS = 21
 """Calls of a chain in one measurement."""
 SWEEP = 32 << 20
 """Bytes that go through the caches before a step of a tiny model."""
-FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Meter:
     def __init__(self, options: Options, weights: int) -> None:
         self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
         self._ceiling = ReadCeiling(weights)
-        self._sweep = torch.ones(SWEEP // FLOAT)
+        self._sweep = torch.ones(SWEEP // 4)  # float32
         self._weights = weights
         self._chains: dict[str, tuple[_Chain, _Chain]] = {}
 

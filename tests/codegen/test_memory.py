@@ -27,7 +27,7 @@ def test_tensors_are_aligned_compact_and_apart(dtype):
 def test_a_chunk_goes_with_its_last_tensor():
     first, second = memory.empty((100,), torch.uint8), memory.empty((100,), torch.uint8)
     chunk = weakref.ref(memory._current)
-    memory.empty((1 << 16,), torch.uint8)  # has no room in it
+    memory.empty((4 << 20,), torch.uint8)  # has no room in it
     del first
     gc.collect()
     assert (second.fill_(3) == 3).all()

@@ -129,7 +129,7 @@ def test_in_half_precision_it_is_nearer_to_its_arithmetic_than_eager(tmp_path: P
         eager = made(x)
     got, kernels = run(made, x, tmp_path)
     expected = defined(made, x)
-    assert "gemm_t2gc" in kernels
+    assert kernels.keys() & {"dot_t2gc", "gemm_t2gc"}
     assert (got - expected).norm() <= 1.01 * (eager - expected).norm()
 
 
