@@ -8,6 +8,7 @@ import math
 import mmap
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -23,7 +24,8 @@ class _Chunk:
 
     def __init__(self, size: int) -> None:
         self._memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError):  # a kernel that was built without huge pages: the memory is as good, and slower
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._end = size + _HUGE_PAGE
         self._next = -torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr() % _HUGE_PAGE
 

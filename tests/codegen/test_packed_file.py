@@ -97,5 +97,6 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
         restore_packed(tmp_path / "none", ParameterStore())
     path.write_bytes(whole)
     monkeypatch.setattr(packed_file, "LAYOUT_VERSION", LAYOUT_VERSION + 1)
-    with pytest.raises(PackedModelError, match=f"layout version {LAYOUT_VERSION}, .* reads {LAYOUT_VERSION + 1}: pack"):
+    message = f"layout version {LAYOUT_VERSION}, this version of lutra reads {LAYOUT_VERSION + 1}: pack"
+    with pytest.raises(PackedModelError, match=message):
         restore_packed(path, ParameterStore())

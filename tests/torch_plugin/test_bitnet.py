@@ -124,12 +124,12 @@ def test_a_layer_that_scales_before_the_product_gives_what_its_arithmetic_define
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_half_precision_it_is_nearer_to_its_arithmetic_than_eager(tmp_path: Path, kind: str):
-    made, x = layer(kind, 96, 512, False, torch.bfloat16), inputs(12, 512, torch.bfloat16)
+    made, x = layer(kind, 96, 512, False, torch.bfloat16), inputs(40, 512, torch.bfloat16)
     with torch.no_grad():
         eager = made(x)
     got, kernels = run(made, x, tmp_path)
     expected = defined(made, x)
-    assert kernels.keys() & {"dot_t2gc", "gemm_t2gc"}
+    assert "gemm_t2gc" in kernels
     assert (got - expected).norm() <= 1.01 * (eager - expected).norm()
 
 
