@@ -48,6 +48,47 @@ def reduce_lanes(combine: Callable[[Expr, Expr], Expr], vector: Expr, element: s
     return combine(*(tirx.Shuffle([vector], [T.int32(lane)]) for lane in range(2)))
 
 
+def sums_of_lanes(vectors: Sequence[Expr]) -> Expr:
+    """float32x16 whose lane i is the sum of the lanes of `vectors[i]`, 16 of float32x16.
+
+    A tree over pairs: each level adds the two halves of every vector and leaves half as many vectors."""
+    values = [vectors[number] for number in _LEAVES]
+    for first, second in _PAIR_SUMS:
+        bound = [T.bind(value) for value in values]
+        pairs = zip(bound[::2], bound[1::2], strict=True)
+        values = [T.Shuffle([a, b], list(first)) + T.Shuffle([a, b], list(second)) for a, b in pairs]
+    return values[0]
+
+
+def _pair_sums() -> list[tuple[list[int], list[int]]]:
+    """Which lanes of two vectors are added, level by level: halves, which cost 256-bit registers no instruction, then
+    within 128 bits, then across."""
+    halves = [lane + 16 * (lane // 8) - 8 * (lane // 8) for lane in range(16)]
+    blocks = [lane % 4 + 8 * (lane // 4) for lane in range(16)]
+
+    def quads(*chosen: int) -> list[int]:
+        return [start + 4 * q + lane for q in range(4) for start in (0, 16) for lane in chosen]
+
+    return [
+        (halves, [lane + 8 for lane in halves]),
+        (quads(0, 1), quads(2, 3)),
+        (quads(0, 2), quads(1, 3)),
+        (blocks, [lane + 4 for lane in blocks]),
+    ]
+
+
+def _leaves() -> list[int]:
+    """The order of vectors at which the sums come out in order."""
+    values = [[number] * 16 for number in range(16)]
+    for first, _ in _PAIR_SUMS:
+        values = [[(a + b)[lane] for lane in first] for a, b in zip(values[::2], values[1::2], strict=True)]
+    return [values[0].index(number) for number in range(16)]
+
+
+_PAIR_SUMS = _pair_sums()
+_LEAVES = _leaves()
+
+
 def widened(value: Expr, lanes: int) -> Expr:
     """A half-precision value as float32. bfloat16 goes through a buffer: TVM overlooks it in values that `T.bind`
     names."""

@@ -5,7 +5,8 @@ from typing import Any
 from tvm import relax, te, tirx
 
 from ...ir.rewriting import name_of, single_use
-from ..kernels.attention import Mask, decode_attention, kv_update
+from ..kernels.attention import Mask, decode_attention
+from ..kernels.kv_cache import kv_update
 from .builder import Lowering, dtype_name
 from .registry import DECLINED, lowers
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import tvm
-from lutra.codegen.kernels.attention import Mask, decode_attention, kv_update
 from lutra.codegen.kernels.dense_linear import dense_linear
+from lutra.codegen.kernels.kv_cache import kv_update
 from lutra.codegen.kernels.norms import norm
 from lutra.codegen.kernels.pointwise import embedding, gated_mlp
 from lutra.codegen.targets.host import host
@@ -58,38 +58,6 @@ def test_norms_agree_with_torch(dtype, k):
     assert_close(layer, F.layer_norm(x.double(), (k,), w.double(), b.double(), 1e-5), dtype)
     rms = run(norm(k, name(dtype), name(dtype), 1e-6, "rms", False, True), x, w, torch.empty_like(x))
     assert_close(rms, F.rms_norm(x.double(), (k,), w.double(), 1e-6), dtype)
-
-
-@pytest.mark.parametrize(
-    "mask", [None, Mask("bool", True, False), Mask("float32", False, True), Mask("bool", True, True)]
-)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
-def test_decode_attention_agrees_with_torch(mask, heads, kv_heads):
-    batch, length, head = 3, 37, 32
-    q = torch.randn(batch, heads, 1, head)
-    k, v = torch.randn(2, batch, kv_heads, length, head)
-    buffers, given = [], None
-    if mask is not None:
-        shape = (batch if mask.per_batch else 1, heads if mask.per_head else 1, 1, length)
-        keep = torch.rand(shape) < 0.6
-        keep[..., 0] = True
-        given = keep if mask.dtype == "bool" else torch.where(keep, torch.randn(shape), torch.finfo(torch.float32).min)
-        buffers = [given]
-    function = decode_attention(heads, kv_heads, head, "float32", 0.2, mask)
-    got = run(function, q, k, v, *buffers, torch.empty(batch, 1, heads * head))
-    expected = F.scaled_dot_product_attention(q, k, v, given, scale=0.2, enable_gqa=True)
-    assert_close(got, expected.transpose(1, 2).flatten(2), torch.float32)
-
-
-def test_decode_attention_does_not_read_excluded_keys():
-    q, k, v = torch.randn(1, 2, 1, 16), torch.randn(1, 2, 8, 16), torch.randn(1, 2, 8, 16)
-    keep = torch.tensor([True] * 5 + [False] * 3).view(1, 1, 1, 8)
-    expected = F.scaled_dot_product_attention(q, k, v, keep)
-    k[:, :, 5:], v[:, :, 5:] = float("nan"), float("nan")  # cache slots that were never written
-    got = run(
-        decode_attention(2, 2, 16, "float32", 0.25, Mask("bool", False, False)), q, k, v, keep, torch.empty(1, 1, 32)
-    )
-    assert_close(got, expected.transpose(1, 2).flatten(2), torch.float32)
 
 
 @pytest.mark.parametrize("copy", [False, True])
