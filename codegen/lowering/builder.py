@@ -98,14 +98,15 @@ class Lowering:
                 output = self.builder.emit_output(relax.Tuple(results[0]))
             self.builder.end_scope()
             self.builder.emit_func_output(output, params + list(self._weights.values()))
+        module = self.builder.finalize()
+        # The machine then checks the shapes of inputs alone at every call: weights are ours.
+        module.update_func(module.get_global_var("main"), module["main"].with_attr("num_input", len(params)))
         if self._missing:
             raise LoweringError(
                 "strict: these operators have no lowering and would run as torch calls:\n  "
                 + "\n  ".join(self._missing)
             )
-        return Lowered(
-            self.builder.finalize(), list(self._weights), results[1], dict(self.kernels), dict(self.fallbacks)
-        )
+        return Lowered(module, list(self._weights), results[1], dict(self.kernels), dict(self.fallbacks))
 
     def _operation(self, op: Any) -> Any:
         operation = op.operation
