@@ -61,6 +61,12 @@ def _linear(bias: bool, residual: bool) -> Callable[..., None]:
     return run
 
 
+def _copy(*values: Any) -> None:
+    """`out = x`."""
+    x, out = (_to_torch(v) for v in values)
+    out.copy_(x)
+
+
 def _product_of_rows(
     compute: str, dtype: str, bias: str, residual: int, m: int, n: int, k: int, first: int, count: int, *pointers: Any
 ) -> None:
@@ -115,7 +121,7 @@ def _attention(causal: bool, masked: bool, merged: bool) -> Callable[..., Any]:
 @cache
 def register() -> None:
     """Make the functions known to TVM, once per process."""
-    functions: dict[str, Callable[..., Any]] = {"lutra.torch_call": _torch_call}
+    functions: dict[str, Callable[..., Any]] = {"lutra.torch_call": _torch_call, "lutra.library.copy": _copy}
     flags = (False, True)
     functions[PRODUCT] = _product_of_rows
     for bias in flags:

@@ -208,6 +208,15 @@ def _kv_update(graph: Graph, op: Any, values: Values) -> Amount:
     return Amount(read=new, written=new)
 
 
+@costs("lutra.rope_kv_update")
+def _rope_kv_update(graph: Graph, op: Any, values: Values) -> Amount:
+    """Caches are written in place; three operations for an element that is rotated."""
+    rotated = _elements(values, op.q) + _elements(values, op.k)
+    moved = sum((_bytes(values, x) for x in (op.q, op.k, op.v)), sympy.Integer(0))
+    tables = _bytes(values, op.cos) + _bytes(values, op.sin)
+    return Amount(read=moved + tables, written=moved, operations=_PER_ELEMENT["lutra.rope"] * rotated)
+
+
 @costs("lutra.split", *(f"aten.{name}" for name in _FREE))
 def _free(graph: Graph, op: Any, values: Values) -> Amount:
     """A view: nothing moves."""

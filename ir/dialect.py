@@ -287,6 +287,52 @@ class KvUpdateOp(Lutra.Operation, name="kv_update", traits=[Pure]):
     verify_invariants = staticmethod(_verifier(lambda op: KvUpdateOp._check(op)))
 
 
+class RopeKvUpdateOp(Lutra.Operation, name="rope_kv_update", traits=[Pure]):
+    """What a layer does between its projections and its attention, `lutra.rope` and `lutra.kv_update` in one:
+
+        query = rope(q^T, cos, sin); keys[:, :, positions] = rope(k^T, cos, sin); values[:, :, positions] = v^T
+
+    q `[B, S, H, D]`, k and v `[B, S, G, D]`, as projections give them, `x^T` with the middle dimensions exchanged; cos,
+    sin `[B or 1, S, D]`; caches `[B, G, L, D]`; positions int64 `[S]`. Results: query `[B, H, S, D]` and both caches,
+    which are lowered in place as `lutra.kv_update` is."""
+
+    q: Operand[Any]
+    k: Operand[Any]
+    v: Operand[Any]
+    cos: Operand[Any]
+    sin: Operand[Any]
+    key_cache: Operand[Any]
+    value_cache: Operand[Any]
+    positions: Operand[Any]
+    query: Result[Any]
+    keys: Result[Any]
+    values: Result[Any]
+
+    @staticmethod
+    def _check(op: Any) -> str | None:
+        q, k, v = (tensor_type(x.type).shape for x in (op.q, op.k, op.v))
+        caches = [tensor_type(x.type) for x in (op.key_cache, op.value_cache)]
+        if not all(len(shape) == 4 for shape in (q, k, v, *(c.shape for c in caches))):
+            return "q, k, v must be [B, S, heads, D] and caches [B, G, L, D]"
+        cos = tensor_type(op.cos.type).shape
+        if len(cos) != 3 or _differ(q[3], cos[2]) or _differ(q[1], cos[1]):
+            return f"cos {list(cos)} does not fit q {list(q)}"
+        if len(tensor_type(op.positions.type).shape) != 1:
+            return "positions must be [S]"
+        if q[3] is not None and q[3] % 2:
+            return "head size must be even"
+        for new, cache in zip((k, v), caches, strict=True):
+            if _differ(new[2], cache.shape[1]) or _differ(new[3], cache.shape[3]):
+                return f"new entries {list(new)} do not fit a cache {list(cache.shape)}"
+        if {tensor_type(x.type).dtype for x in (op.q, op.k, op.v, op.cos)} != {c.dtype for c in caches}:
+            return "q, k, v, cos and the caches must have one dtype"
+        if [c.shape for c in caches] != [tensor_type(x.type).shape for x in (op.keys, op.values)]:
+            return "cache and result types differ"
+        return None
+
+    verify_invariants = staticmethod(_verifier(lambda op: RopeKvUpdateOp._check(op)))
+
+
 class AttentionOp(Lutra.Operation, name="attention", traits=[Pure]):
     """`out = softmax(scale * q k^T + mask) v` per head, query head h reading key/value head `h * G // H`.
 

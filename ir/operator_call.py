@@ -21,7 +21,7 @@ from torch_mlir import ir
 from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT, TORCH_LAYOUT_TO_INT, TORCH_MEMORY_FORMAT_TO_INT
 
 from .errors import CaptureError
-from .reference import REFERENCE
+from .reference import REFERENCE, rope_kv_update
 from .types import tensor_type
 
 _IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path", "lutra.activations"}
@@ -336,5 +336,6 @@ _SPECIAL: dict[str, Callable[..., tuple[Any, ...]]] = {
     "bind_symbolic_shape": lambda *values, **attributes: (),
     "prim.ListUnpack": tuple,
     "prim.TupleUnpack": tuple,
+    "lutra.rope_kv_update": rope_kv_update,
 }
-"""Operations with none or several results that `torch.ops` has not."""
+"""Operations with none or several results that `torch.ops` has not; they go before `_SINGLE`."""

@@ -90,6 +90,21 @@ def kv_update(cache: Tensor, new: Tensor, positions: Tensor) -> Tensor:
     return cache.index_copy(2, positions, new)
 
 
+def rope_kv_update(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    positions: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`lutra.rope_kv_update`, as values: query, keys and values."""
+    query, key = (rope(x.transpose(1, 2), cos, sin) for x in (q, k))
+    return query, kv_update(key_cache, key, positions), kv_update(value_cache, v.transpose(1, 2), positions)
+
+
 def attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, scale: float, causal: bool, merge_heads: bool
 ) -> Tensor:
@@ -122,6 +137,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
         gated_mlp,
         split,
         kv_update,
+        rope_kv_update,
         attention,
     )
 }

@@ -20,7 +20,7 @@ from .fuse_gate import GATE_PATTERNS
 from .fuse_identities import IDENTITY_PATTERNS
 from .fuse_linear import EPILOGUE_PATTERNS, linear_patterns, merge_patterns
 from .fuse_norms import NORM_PATTERNS
-from .fuse_rope import ROPE_PATTERNS
+from .fuse_rope import CACHE_PATTERNS, ROPE_PATTERNS
 from .fuse_ternary import ternary_patterns
 
 
@@ -38,7 +38,7 @@ class Fuse:
             IDENTITY_PATTERNS,
             ternary_patterns(graph.store),
             NORM_PATTERNS | ROPE_PATTERNS | linear_patterns(graph.store) | ATTENTION_PATTERNS,
-            GATE_PATTERNS | MERGE_HEADS_PATTERNS,
+            GATE_PATTERNS | MERGE_HEADS_PATTERNS | CACHE_PATTERNS,
             EPILOGUE_PATTERNS,
             merge_patterns(graph.store),
             GATE_PATTERNS,

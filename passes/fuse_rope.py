@@ -1,8 +1,9 @@
-"""Rotary embedding, `x * cos + rotate_half(x) * sin`, to `lutra.rope` over tables that all layers share."""
+"""Rotary embedding, `x * cos + rotate_half(x) * sin`, to `lutra.rope` over tables that all layers share; with what is
+written into the caches to `lutra.rope_kv_update`."""
 
 from typing import Any
 
-from ..ir.rewriting import RopeOp, build, constant, defined_by, shape_of
+from ..ir.rewriting import RopeKvUpdateOp, RopeOp, build, constant, defined_by, shape_of, users
 
 
 def _halves(value: Any) -> Any | None:
@@ -51,3 +52,57 @@ def fuse_rope(op: Any, rewriter: Any) -> bool:
 
 
 ROPE_PATTERNS = {"torch.aten.add.Tensor": [fuse_rope]}
+
+
+def _update(value: Any) -> Any | None:
+    """The `lutra.kv_update` that gives `value`, or the cache that `value` is a part of."""
+    part = defined_by(value, "aten.slice.Tensor")
+    update = defined_by(value if part is None else part.operands[0], "lutra.kv_update")
+    return None if update is None else update.opview
+
+
+def _projected(value: Any) -> Any | None:
+    """x `[B, S, heads, D]` when `value` is `transpose(x, 1, 2)`."""
+    op = defined_by(value, "aten.transpose.int")
+    return op.operands[0] if op is not None and {constant(d) for d in list(op.operands)[1:]} == {1, 2} else None
+
+
+def fuse_rope_kv_update(op: Any, rewriter: Any) -> bool:
+    """`attention(rope(q), kv_update(.., rope(k)), kv_update(.., v))`: its operands from one `lutra.rope_kv_update`."""
+    attention = op.operation.opview
+    query, keys, values = defined_by(attention.q, "lutra.rope"), _update(attention.k), _update(attention.v)
+    key = keys and defined_by(keys.new, "lutra.rope")
+    if query is None or keys is None or values is None or key is None or keys.positions != values.positions:
+        return False
+    query, key = query.opview, key.opview
+    projected = [_projected(x) for x in (query.x, key.x, values.new)]
+    if any(x is None for x in projected) or query.cos != key.cos or query.sin != key.sin:
+        return False
+    old = [query.out, keys.out, values.out]
+    last = old[0].owner
+    for value in old[1:]:
+        last = value.owner if last.is_before_in_block(value.owner) else last
+    early = [u for value in old for u in users(value) if u.is_before_in_block(last)]
+    if any(user.name != "torch.bind_symbolic_shape" for user in early):
+        return False
+    new = build(
+        RopeKvUpdateOp,
+        rewriter,
+        op,
+        *projected,
+        query.cos,
+        query.sin,
+        keys.cache,
+        values.cache,
+        keys.positions,
+        *(value.type for value in old),
+    )
+    new.operation.move_before(last)
+    for user in early:
+        user.move_after(new.operation)
+    for value, result in zip(old, new.operation.results, strict=True):
+        rewriter.replace_op(value.owner, [result])
+    return True
+
+
+CACHE_PATTERNS = {"lutra.attention": [fuse_rope_kv_update]}

@@ -4,9 +4,9 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from ...ir.rewriting import name_of, single_use
+from ...ir.rewriting import defined_by, name_of, single_use
 from ..kernels.attention import Mask, decode_attention
-from ..kernels.kv_cache import kv_update
+from ..kernels.kv_cache import Columns, kv_update, rope_kv_update
 from .builder import Lowering, dtype_name
 from .registry import DECLINED, lowers
 
@@ -57,16 +57,48 @@ def _kv_update(low: Lowering, op: Any) -> Any:
     sizes = low.sizes(op.cache)
     if not (isinstance(sizes[1], int) and isinstance(sizes[3], int)):
         return DECLINED
-    dtype = dtype_name(low.dtype(op.cache))
-    inplace = _may_overwrite(low, op.cache)
-    function = kv_update(sizes[1], sizes[3], dtype, copy=not inplace)
-    operands = [low[op.cache], low[op.new], low[op.positions]]
-    name = "kv_update" if inplace else "kv_update_copy"
-    if inplace and op.cache in low.updated:
-        low.updated[op.out] = low.updated[op.cache]
-    elif inplace and not name_of(op.cache):
-        low.updated[op.out] = op.cache.arg_number
-    return low.kernel(name, function, operands, low.tensor_type(op.out), inplace=0 if inplace else None)
+    function = kv_update(sizes[1], sizes[3], dtype_name(low.dtype(op.cache)))
+    operands = [_overwritable(low, op.cache, op.out), low[op.new], low[op.positions]]
+    return low.kernel("kv_update", function, operands, low.tensor_type(op.out), inplace=[0])
+
+
+@lowers("lutra.rope_kv_update")
+def _rope_kv_update(low: Lowering, op: Any) -> Any:
+    (heads, head), (kv_heads, same) = low.sizes(op.q)[2:], low.sizes(op.k)[2:]
+    if not all(isinstance(size, int) for size in (heads, head, kv_heads)) or low.sizes(op.v)[3] != head or same != head:
+        return DECLINED
+    rows, columns = zip(*(_rows(low, x) for x in (op.q, op.k, op.v)), strict=True)
+    batched, one_row = low.shape(op.cos)[0] != 1, low.shape(op.q)[:2] == (1, 1)
+    function = rope_kv_update(heads, kv_heads, head, dtype_name(low.dtype(op.q)), *columns, batched, one_row)
+    caches = [_overwritable(low, *pair) for pair in ((op.key_cache, op.keys), (op.value_cache, op.values))]
+    operands = [*rows, low[op.cos], low[op.sin], *caches, low[op.positions]]
+    types = [low.tensor_type(x) for x in (op.keys, op.values, op.query)]
+    keys, values, query = low.kernel("rope_kv_update", function, operands, types, inplace=[5, 6, -1])
+    return [query, keys, values]
+
+
+def _rows(low: Lowering, value: Any) -> tuple[Any, Columns]:
+    """The rows `[B, S, width]` that hold `value` `[B, S, heads, D]`, and where: a part of a merged projection is read
+    where it stands."""
+    batch, count, heads, head = low.sizes(value)
+    view = defined_by(value, "aten.view", "aten._unsafe_view")
+    split = view and defined_by(view.operands[0], "lutra.split")
+    if split is not None and low.shape(split.opview.out)[:2] == low.shape(value)[:2]:
+        x = split.opview.x
+        return low[x], Columns(low.sizes(x)[2], split.opview.start.value)
+    return low.reshape(low[value], [batch, count, heads * head]), Columns(heads * head, 0)
+
+
+def _overwritable(low: Lowering, cache: Any, updated: Any) -> Any:
+    """`cache`, or a copy of it where it must stay as it is; `updated`: the value that it becomes."""
+    if not _may_overwrite(low, cache):
+        # Not a kernel: of a constant, Relax would compute the copy once and for all.
+        return low.library("copy", [low[cache]], low.tensor_type(cache))
+    if cache in low.updated:
+        low.updated[updated] = low.updated[cache]
+    elif not name_of(cache):
+        low.updated[updated] = cache.arg_number
+    return low[cache]
 
 
 def _may_overwrite(low: Lowering, cache: Any) -> bool:

@@ -210,17 +210,21 @@ class Lowering:
         function: tirx.PrimFunc,
         arguments: Sequence[relax.Expr],
         types: relax.TensorType | list[relax.TensorType],
-        inplace: int | None = None,
+        inplace: Sequence[int] | None = None,
     ) -> Any:
-        """Call a kernel (equal ones are compiled once); a variable, or a list of them when `types` is a list."""
+        """Call a kernel (equal ones are compiled once); a variable, or a list of them when `types` is a list.
+
+        inplace: for each result the argument in whose memory it is, -1 for memory of its own."""
         self.kernels[name] += 1
         if function not in self._functions:
             self._functions[function] = self.builder.add_func(function.without_attr("global_symbol"), name)
         symbol = self._functions[function]
         operands = relax.Tuple(list(arguments))
-        if inplace is not None:
-            return self.builder.emit(relax.op.call_tir_inplace(symbol, operands, [inplace], types))
-        result = self.builder.emit(relax.call_tir(symbol, operands, types))
+        if inplace is None:
+            call = relax.call_tir(symbol, operands, types)
+        else:
+            call = relax.op.call_tir_inplace(symbol, operands, list(inplace), types)
+        result = self.builder.emit(call)
         return (
             [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
             if isinstance(types, list)

@@ -19,14 +19,17 @@ def quantized(n: int, k: int, bits: int = 4, group_size: int = 32, scheme: str =
     return f'!lutra.quantized<{n} : i64, {k} : i64, {bits} : i64, {group_size} : i64, "{scheme}">'
 
 
-def module(name: str, operands: list[str], attributes: dict[str, str], result: str) -> str:
-    """A module with one `lutra` operation on operands of the given types."""
+def module(name: str, operands: list[str], attributes: dict[str, str], *results: str) -> str:
+    """A module with one `lutra` operation on operands of the given types; it returns the first result."""
     tensors = [(f"%{i}", type_) for i, type_ in enumerate(operands)]
     params = "\n".join(f'{v} = "lutra.param"() {{sym = "p"}} : () -> {t}' for v, t in tensors if t.startswith("!lutra"))
     arguments = ", ".join(f"{v}: {t}" for v, t in tensors if not t.startswith("!lutra"))
     listed = ", ".join(f"{key} = {value}" for key, value in attributes.items())
-    call = f'%r = "lutra.{name}"({", ".join(v for v, _ in tensors)}) {{{listed}}} : ({", ".join(operands)}) -> {result}'
-    return f"func.func @main({arguments}) -> {result} {{\n{params}\n{call}\nreturn %r : {result}\n}}"
+    values = ", ".join(v for v, _ in tensors)
+    call = (
+        f'%r:{len(results)} = "lutra.{name}"({values}) {{{listed}}} : ({", ".join(operands)}) -> ({", ".join(results)})'
+    )
+    return f"func.func @main({arguments}) -> {results[0]} {{\n{params}\n{call}\nreturn %r#0 : {results[0]}\n}}"
 
 
 def segments(*present: int) -> dict[str, str]:
@@ -36,6 +39,8 @@ def segments(*present: int) -> dict[str, str]:
 X, SHORT = tensor(2, "?", 64), tensor(2, "?", 8)
 ATTENTION = {"scale": "1.0 : f64", "causal": "0 : i64", "merge_heads": "1 : i64", **segments(1, 1, 1, 0)}
 Q, KV = tensor(2, 4, "?", 8), tensor(2, 2, 16, 8)
+STEP = [tensor(2, "?", heads, 8) for heads in (4, 2, 2)]  # q, k and v of `lutra.rope_kv_update`
+TABLES, PLACES = [tensor(1, "?", 8)] * 2, tensor("?", dtype="si64")
 NORM = {"eps": "1.0e-6 : f64", "round_before_weight": "1 : i64"}
 VALID = {
     "linear": ([X, tensor(8, 64)], segments(1, 1, 0, 0), SHORT),
@@ -52,6 +57,7 @@ VALID = {
     "gated_mlp": ([X], {"activation": '"silu"', **segments(1, 0)}, tensor(2, "?", 32)),
     "split": ([X], {"start": "16 : i64"}, tensor(2, "?", 48)),
     "kv_update": ([KV, tensor(2, 2, 1, 8), tensor(1, dtype="si64")], {}, KV),
+    "rope_kv_update": ([*STEP, *TABLES, KV, KV, PLACES], {}, Q, KV, KV),
     "attention": ([Q, KV, KV], ATTENTION, tensor(2, "?", 32)),
 }
 REFUSED = [
@@ -91,6 +97,18 @@ REFUSED = [
     ("kv_update", [X, X, tensor(1, dtype="si64")], {}, X, "cache and new must be [B, G, L, D]"),
     ("kv_update", [KV, tensor(2, 2, 1, 8, dtype="bf16"), tensor(1, dtype="si64")], {}, KV, "the new entries are"),
     ("kv_update", [KV, KV, tensor(1, dtype="si64")], {}, tensor(2, 2, 9, 8), "cache and result types differ"),
+    ("rope_kv_update", [X, *STEP[1:], *TABLES, KV, KV, PLACES], {}, (Q, KV, KV), "q, k, v must be [B, S, heads, D]"),
+    ("rope_kv_update", [*STEP, *TABLES, Q, KV, PLACES], {}, (Q, Q, KV), "do not fit a cache [2, 4, None, 8]"),
+    ("rope_kv_update", [*STEP, X, X, KV, KV, PLACES], {}, (Q, KV, KV), "cos [2, None, 64] does not fit q"),
+    ("rope_kv_update", [*STEP, *TABLES, KV, KV, X], {}, (Q, KV, KV), "positions must be [S]"),
+    ("rope_kv_update", [*STEP, *TABLES, KV, KV, PLACES], {}, (Q, KV, X), "cache and result types differ"),
+    (
+        "rope_kv_update",
+        [*STEP, *TABLES, KV, tensor(2, 2, 16, 8, dtype="bf16"), PLACES],
+        {},
+        (Q, KV, tensor(2, 2, 16, 8, dtype="bf16")),
+        "must have one dtype",
+    ),
     ("attention", [X, KV, KV], ATTENTION, X, "q, k and v must have rank 4"),
     ("attention", [tensor(2, 4, 3, 6), KV, KV], ATTENTION, X, "q has head size 6, k 8"),
     ("attention", [tensor(2, 3, 3, 8), KV, KV], ATTENTION, X, "2 key/value heads do not divide 3 query heads"),
@@ -106,12 +124,13 @@ def test_valid_operations_are_read_back_from_their_text_as_they_were(name: str):
     assert str(ir.Module.parse(text, make_context())) == text
 
 
-@pytest.mark.parametrize(("name", "operands", "attributes", "result", "complaint"), REFUSED)
+@pytest.mark.parametrize(("name", "operands", "attributes", "results", "complaint"), REFUSED)
 def test_what_does_not_fit_is_refused_with_the_reason(
-    name: str, operands: list[str], attributes: dict[str, str], result: str, complaint: str
+    name: str, operands: list[str], attributes: dict[str, str], results: str | tuple[str, ...], complaint: str
 ):
     with pytest.raises(ir.MLIRError) as refused:
-        ir.Module.parse(module(name, operands, attributes, result), make_context())
+        given = (results,) if isinstance(results, str) else results
+        ir.Module.parse(module(name, operands, attributes, *given), make_context())
     assert f"lutra.{name}: " in str(refused.value)
     assert complaint in str(refused.value)
 

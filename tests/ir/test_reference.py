@@ -102,6 +102,18 @@ def test_kv_update_leaves_the_cache_that_it_is_given():
     assert torch.equal(out[:, :, [0, 2, 3, 4]], cache[:, :, [0, 2, 3, 4]])
 
 
+def test_rope_kv_update_is_a_rope_of_queries_and_keys_and_two_updates():
+    q, k, v = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 2, 8), torch.randn(2, 3, 2, 8)
+    angle, places = torch.randn(1, 3, 4), torch.tensor([4, 0, 5])
+    cos, sin = (torch.cat([f(angle), f(angle)], -1) for f in (torch.cos, torch.sin))
+    caches = torch.randn(2, 2, 2, 6, 8)
+    query, keys, values = REFERENCE["lutra.rope_kv_update"](q, k, v, cos, sin, *caches, places)
+    turn, write = REFERENCE["lutra.rope"], REFERENCE["lutra.kv_update"]
+    assert torch.equal(query, turn(q.transpose(1, 2), cos, sin))
+    assert torch.equal(keys, write(caches[0], turn(k.transpose(1, 2), cos, sin), places))
+    assert torch.equal(values, write(caches[1], v.transpose(1, 2), places))
+
+
 @pytest.mark.parametrize("mask", ["none", "bool", "additive", "causal"])
 @pytest.mark.parametrize("merge_heads", [0, 1])
 def test_attention_follows_its_formula_with_grouped_heads(mask: str, merge_heads: int):

@@ -15,7 +15,7 @@ ARCHITECTURES = {
     "opt": {"linear": 4 * LAYERS + 1, "layer_norm": 2 * LAYERS + 1},
     "bert": {"linear": 4 * LAYERS + 2, "layer_norm": 2 * LAYERS + 2},
 }
-FUSED = ("linear", "rms_norm", "layer_norm", "rope", "gated_mlp", "attention", "kv_update")
+FUSED = ("linear", "rms_norm", "layer_norm", "rope", "gated_mlp", "attention", "kv_update", "rope_kv_update")
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -79,7 +79,7 @@ def static_cache(model: nn.Module, batch: int, dtype: torch.dtype = torch.float3
     return cache
 
 
-def test_decoding_updates_a_static_cache_with_one_operation_per_keys_and_values(
+def test_decoding_rotates_and_updates_a_static_cache_with_one_operation_per_layer(
     make_model: Callable[..., nn.Module], interpreted: Callable[..., Any], tokens: torch.Tensor
 ):
     model, backend = make_model("llama"), interpreted({"fuse": {}})
@@ -97,8 +97,8 @@ def test_decoding_updates_a_static_cache_with_one_operation_per_keys_and_values(
         assert difference(ours.values, theirs.values) < 1e-5
     assert backend.graph.phase == "decode"
     counts = backend.counts()
-    assert counts["kv_update"] == 2 * LAYERS
-    assert counts["rope"] == 2 * LAYERS
+    assert counts["rope_kv_update"] == LAYERS
+    assert counts["kv_update"] == counts["rope"] == 0
 
 
 def test_symbolic_sizes_fuse_as_static_ones_do(make_model: Callable[..., nn.Module], interpreted: Callable[..., Any]):

@@ -20,6 +20,12 @@ HEADER = """
 !angles = !torch.vtensor<[1,3,8],f32>
 !angles4 = !torch.vtensor<[1,1,3,8],f32>
 !cache = !torch.vtensor<[2,4,16,8],f32>
+!steps = !torch.vtensor<[2,3,32],f32>
+!q = !torch.vtensor<[2,3,4,8],f32>
+!kv = !torch.vtensor<[2,3,2,8],f32>
+!pair = !torch.vtensor<[2,2,16,8],f32>
+!part = !torch.vtensor<[2,2,15,8],f32>
+!places = !torch.vtensor<[3],si64>
 """
 CONSTANTS = """
   %none = torch.constant.none
@@ -64,6 +70,19 @@ ROPE = """
   %r = torch.aten.add.Tensor %straight, %crossed, %int1 : !heads, !heads, !torch.int -> !heads
   return %r : !heads
 """
+STEP_ARGUMENTS = (
+    "%q: !q, %k: !kv, %v: !kv, %cos: !angles, %sin: !angles, %cache_k: !pair, %cache_v: !pair, %places: !places"
+)
+STEP = """
+  %qt = torch.aten.transpose.int %q, %int1, %int2 : !q, !torch.int, !torch.int -> !heads
+  %kt = torch.aten.transpose.int %k, %int1, %int2 : !kv, !torch.int, !torch.int -> !groups
+  %vt = torch.aten.transpose.int %v, %int1, %int2 : !kv, !torch.int, !torch.int -> !groups
+  %query = "lutra.rope"(%qt, %cos, %sin) : (!heads, !angles, !angles) -> !heads
+  %turned = "lutra.rope"(%kt, %cos, %sin) : (!groups, !angles, !angles) -> !groups
+  %keys = "lutra.kv_update"(%cache_k, %turned, %places) : (!pair, !groups, !places) -> !pair
+  %values = "lutra.kv_update"(%cache_v, %vt, %places) : (!pair, !groups, !places) -> !pair
+"""
+"""What stands between projections and attention once the other patterns are through."""
 
 
 def main(arguments: str, result: str, body: str) -> str:
@@ -281,6 +300,49 @@ CASES = {
   %r = torch.operator "torch.aten.index_copy"(%cache, %int2, %positions, %new)
       : (!cache, !torch.int, !torch.vtensor<[3],si64>, !heads) -> !cache
   return %r : !cache""",
+    ),
+    "rope and what goes into the caches": main(
+        STEP_ARGUMENTS,
+        "!steps",
+        """
+  // CHECK: %[[R:.*]]:3 = "lutra.rope_kv_update"(%arg0, %arg1, %arg2, %arg3, %arg4, %arg5, %arg6, %arg7)
+  // CHECK: %[[K:.*]] = torch.aten.slice.Tensor %[[R]]#1
+  // CHECK: %[[V:.*]] = torch.aten.slice.Tensor %[[R]]#2
+  // CHECK-NEXT: "lutra.attention"(%[[R]]#0, %[[K]], %[[V]])
+  // CHECK-NOT: "lutra.rope"
+  // CHECK-NOT: lutra.kv_update
+"""
+        + STEP
+        + """
+  %k15 = torch.aten.slice.Tensor %keys, %int2, %int0, %int15, %int1
+      : !pair, !torch.int, !torch.int, !torch.int, !torch.int -> !part
+  %v15 = torch.aten.slice.Tensor %values, %int2, %int0, %int15, %int1
+      : !pair, !torch.int, !torch.int, !torch.int, !torch.int -> !part
+  %r = "lutra.attention"(%query, %k15, %v15) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
+      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !part, !part) -> !steps
+  return %r : !steps""",
+    ),
+    "rope stays where keys turn by other angles": main(
+        STEP_ARGUMENTS,
+        "!steps",
+        "  // CHECK-NOT: rope_kv_update\n"
+        + STEP.replace("(%kt, %cos, %sin)", "(%kt, %sin, %cos)")
+        + """
+  %r = "lutra.attention"(%query, %keys, %values) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
+      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !pair, !pair) -> !steps
+  return %r : !steps""",
+    ),
+    "rope stays where somebody reads the keys before values are there": main(
+        STEP_ARGUMENTS,
+        "!steps",
+        "  // CHECK-NOT: rope_kv_update\n"
+        + STEP.replace("%cache_v", "%twice").replace(
+            "  %values", "  %twice = torch.aten.mul.Tensor %keys, %keys : !pair, !pair -> !pair\n  %values"
+        )
+        + """
+  %r = "lutra.attention"(%query, %keys, %values) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
+      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !pair, !pair) -> !steps
+  return %r : !steps""",
     ),
     "identities vanish": main(
         "%x: !x",
