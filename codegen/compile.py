@@ -117,7 +117,8 @@ def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
         (str(i.symbol), i.mutated, [str(d) for d in shape])
         for i, shape in zip(graph.inputs, graph.input_shapes, strict=True)
     ]
-    text = f"{graph.module}\n{graph.phase}\n{inputs}\n{sorted((str(s), r) for s, r in graph.symbol_ranges.items())}"
+    ranges = sorted((str(s), r) for s, r in graph.symbol_ranges.items())
+    text = "\n".join(map(str, (graph.module, graph.phase, inputs, graph.mutations, ranges)))
     products = ", ".join(f"{dtype}: {target.product_dtype(dtype)}" for dtype in ("bfloat16", "float16"))
     return Key(
         {

@@ -65,14 +65,20 @@ class CompiledGraph:
         executable = self._executable_for(arguments)
         inputs = [arguments[p] for p in self._positions]
         outputs = executable(*inputs)
-        for result, argument in self.graph.mutations.items():
-            target, value = inputs[argument], outputs[result]
-            if value.data_ptr() != target.data_ptr():
-                target.copy_(value)
-        # A clone that was optimised away must not hand the caller's own tensor back: both could be written to.
-        read = {t.data_ptr() for t, i in zip(inputs, self.graph.inputs, strict=True) if _is_tensor(t) and not i.mutated}
-        results = (value for i, value in enumerate(outputs) if i not in self.graph.mutations)
-        return [v.clone() if _is_tensor(v) and v.numel() and v.data_ptr() in read else v for v in results]
+        # A clone that was optimised away must not hand the caller's own tensor back, nor what that becomes below.
+        given = {t.data_ptr() for t in inputs if _is_tensor(t)}
+
+        def own(value: Any) -> Any:
+            return value.clone() if _is_tensor(value) and value.numel() and value.data_ptr() in given else value
+
+        mutations = self.graph.mutations
+        results = [own(value) for i, value in enumerate(outputs) if i not in mutations]
+        pairs = ((inputs[argument], outputs[result]) for result, argument in mutations.items())
+        # All values first: one input may become what another one was.
+        updates = [(target, own(value)) for target, value in pairs if value.data_ptr() != target.data_ptr()]
+        for target, value in updates:
+            target.copy_(value)
+        return results
 
     def executables(self) -> list[Executable]:
         """All that were made of the graph: one for each set of weights."""

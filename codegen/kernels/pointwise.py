@@ -1,4 +1,4 @@
-"""Gates of feed-forward blocks and the reading of embedding tables."""
+"""Gates of feed-forward blocks, the reading of embedding tables, small copies."""
 
 from functools import cache
 from typing import Any
@@ -60,3 +60,18 @@ def embedding(rows: int, features: int, dtype: str, index_dtype: str) -> tirx.Pr
                 T.buffer_store(out, T.Select(inside, table[safe, c], T.Cast(dtype, T.float32(float("nan")))), [i, c])
 
     return kernel([((rows, features), dtype), ((m,), index_dtype), ((m, features), dtype)], body)
+
+
+@cache
+def overwrite(shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
+    """`target = value`, two buffers of `shape`; for few elements."""
+
+    def body(target: Any, value: Any) -> None:
+        if not shape:
+            T.buffer_store(target, value[()], [])
+            return
+        with T.grid(*shape) as axes:
+            place = [axes] if len(shape) == 1 else list(axes)
+            T.buffer_store(target, value[tuple(place)], place)
+
+    return kernel([(shape, dtype), (shape, dtype)], body)

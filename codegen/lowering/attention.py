@@ -7,8 +7,9 @@ from tvm import relax, te, tirx
 from ...ir.rewriting import defined_by, name_of, single_use
 from ..kernels.attention import Mask, decode_attention
 from ..kernels.kv_cache import Columns, kv_update, rope_kv_update
-from .builder import Lowering, dtype_name
+from .builder import Lowering
 from .registry import DECLINED, lowers
+from .symbols import dtype_name
 
 
 @lowers("lutra.attention")

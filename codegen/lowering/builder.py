@@ -28,7 +28,8 @@ from ..kernels.packing import PackedLayout
 from ..targets.base import Family, Target
 from ..weights import PackedWeight, PlainWeight, WeightSource
 from .registry import DECLINED, LOWERINGS
-from .symbols import Symbols
+from .symbols import Symbols, dtype_name
+from .write_back import write_back
 
 TORCH_CALL = "lutra.torch_call"
 """Packed function (`runtime.py`) that runs an `OperatorCall` given as JSON."""
@@ -76,6 +77,8 @@ class Lowering:
     _described: dict[Any, Any] = field(default_factory=dict)
     _weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
     _functions: dict[tirx.PrimFunc, tvm.ir.GlobalVar] = field(default_factory=dict)
+    _reshaped: dict[relax.Var, relax.Var] = field(default_factory=dict)
+    """Result of a reshape -> what it has the elements of."""
     _missing: list[str] = field(default_factory=list)
 
     def run(self) -> Lowered:
@@ -129,11 +132,12 @@ class Lowering:
 
     def _results(self, values: list[Any]) -> tuple[list[relax.Expr], list[tuple[str, Any]]]:
         tensors, sizes, kinds = [], [], []
-        for value in values:
-            item = self[value]
+        written = write_back(self, values)
+        for number, value in enumerate(values):
+            item = written.get(number, self[value])
             if is_tensor(item):
                 # An updated input is returned too: nothing else may read it, and the update would be dead code.
-                given = self.updated.get(value)
+                given = self.graph.mutations[number] if number in written else self.updated.get(value)
                 kinds.append(("tensor", len(tensors) + 1) if given is None else ("input", given))
                 tensors.append(item)
             elif is_size(item):
@@ -237,8 +241,14 @@ class Lowering:
         return self.builder.emit(relax.op.call_dps_packed(f"lutra.library.{name}", relax.Tuple(list(arguments)), type_))
 
     def reshape(self, value: relax.Var, sizes: Sequence[Any]) -> relax.Var:
-        """`value` with other sizes over the same elements."""
-        return self.builder.emit(relax.op.reshape(value, relax.ShapeExpr(list(sizes))))
+        """`value` with other sizes over the same elements: each is a step of the virtual machine, so none twice."""
+        source = self._reshaped.get(value, value)
+        shape = relax.ShapeExpr(list(sizes))
+        if tvm_ffi.structural_equal(source.ty.shape, shape):
+            return source
+        result = self.builder.emit(relax.op.reshape(source, shape))
+        self._reshaped[result] = source
+        return result
 
     def flat(self, value: relax.Var, rows: Any, columns: Any) -> relax.Var:
         """`value` as a matrix."""
@@ -308,8 +318,3 @@ def operation_key(op: Any) -> str:
     """The name under which lowerings are registered."""
     name = operator_name(op)
     return name if name.startswith(("torch.", "lutra.", "func.")) else f"torch.{name}"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """TVM's name of a torch dtype."""
-    return str(dtype).removeprefix("torch.")

@@ -22,8 +22,9 @@ from ..kernels.packing import PackedLayout
 from ..kernels.pointwise import gated_mlp
 from ..kernels.unpacked_linear import unpacked_linear
 from ..targets.base import Activations, Family
-from .builder import Deferred, Lowering, dtype_name
+from .builder import Deferred, Lowering
 from .registry import DECLINED, lowers
+from .symbols import dtype_name
 
 SMALL_M = 16
 """Rows up to which our own kernel multiplies by floating-point weights: it reads them once."""

@@ -10,8 +10,9 @@ import torch
 from tvm import relax, te, tirx
 
 from ...ir.rewriting import constant
-from .builder import Lowering, dtype_name, is_size, is_tensor
+from .builder import Lowering, is_size, is_tensor
 from .registry import DECLINED, lowers
+from .symbols import dtype_name
 
 R = relax.op
 _HALF = (torch.float16, torch.bfloat16)

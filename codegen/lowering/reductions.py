@@ -6,9 +6,10 @@ import torch
 from tvm import relax, te, tirx, topi
 
 from ...ir.rewriting import constant, constant_list
-from .builder import Lowering, dtype_name
+from .builder import Lowering
 from .pointwise import cast, compute_dtype
 from .registry import DECLINED, lowers
+from .symbols import dtype_name
 
 R = relax.op
 

@@ -1,4 +1,4 @@
-"""Symbolic sizes: sympy expressions of the IR to TIR expressions over one variable per symbol."""
+"""Sizes and dtypes in TVM's terms: sympy expressions of the IR to TIR expressions over one variable per symbol."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from operator import add, mul
 from typing import Any
 
 import sympy
+import torch
 from torch.utils._sympy import functions as torch_functions
 from tvm import tirx
 
@@ -59,3 +60,8 @@ _BINARY: dict[type, Any] = {
     sympy.Max: tirx.max,
     sympy.Min: tirx.min,
 }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """TVM's name of a torch dtype."""
+    return str(dtype).removeprefix("torch.")

@@ -8,9 +8,10 @@ from tvm import relax, te, tirx
 
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.pointwise import embedding
-from .builder import Lowering, dtype_name, is_tensor
+from .builder import Lowering, is_tensor
 from .pointwise import cast
 from .registry import DECLINED, lowers
+from .symbols import dtype_name
 
 R = relax.op
 
