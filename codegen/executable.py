@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import tvm
 import tvm_ffi
+from torch.utils.dlpack import from_dlpack
 from tvm import relax
 
 from ..ir.params import ParameterStore
@@ -85,7 +86,8 @@ class Executable:
     def _result(kind: str, value: Any, results: Sequence[Any]) -> Any:
         if kind == "literal":
             return value
-        return results[0][value] if kind == "size" else torch.from_dlpack(results[value])
+        # By way of the capsule: what torch negotiates with other libraries takes longer than small kernels.
+        return results[0][value] if kind == "size" else from_dlpack(results[value].__dlpack__())
 
 
 def _usable(tensor: torch.Tensor) -> torch.Tensor:

@@ -218,6 +218,7 @@ class _Step:
             shift = T.bind(admission.shift(self.b, self.g * self.share + r, block))
             sums = sums_of_lanes([self.products[r, key, _columns(0)] for key in range(LANES)])
             score = T.Select(shift > constant(_LEAST, LANES), sums + shift, constant(_EXCLUDED, LANES))
+            # Through a buffer: TVM's simplifier puts what `T.bind` names back into every use, and this tree has many.
             T.buffer_store(self.weights, score, [r, _columns(0)])
             score = T.bind(self.weights[r, _columns(0)])
             old = T.bind(found.largest[task, r])

@@ -207,12 +207,15 @@ def test_caches_are_updated_in_place():
     assert decode.kernels["rope_kv_update"] == 2 and "torch:copy" not in decode.kernels
 
 
-def test_other_weights_at_the_same_graph_are_used():
+@pytest.mark.parametrize("guards", [{}, {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}])
+def test_other_weights_at_the_same_graph_are_used(guards: dict[str, Any]):
+    """Also where torch was asked not to look at modules: the backend looks at weights itself."""
     model = llama(layers=1)
-    fast = torch.compile(model, backend="lutra", options={"recipe": "w8"})
+    fast = torch.compile(model, backend="lutra", options={"recipe": "w8", **guards})
     tokens = torch.randint(0, 256, (1, 6))
     steps(fast, model.config, tokens)
     model.load_state_dict(llama(layers=1).state_dict())
+    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
     for a, b in zip(steps(fast, model.config, tokens)[0], steps(model, model.config, tokens)[0], strict=True):
         assert relative(a, b) < 0.05
 
