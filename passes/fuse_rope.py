@@ -78,11 +78,14 @@ def fuse_rope_kv_update(op: Any, rewriter: Any) -> bool:
     projected = [_projected(x) for x in (query.x, key.x, values.new)]
     if any(x is None for x in projected) or query.cos != key.cos or query.sin != key.sin:
         return False
+    q, k, v = (shape_of(x) or () for x in projected)
+    if q[3:] != k[3:] or k[2:] != v[2:]:
+        return False
     old = [query.out, keys.out, values.out]
     last = old[0].owner
     for value in old[1:]:
         last = value.owner if last.is_before_in_block(value.owner) else last
-    early = [u for value in old for u in users(value) if u.is_before_in_block(last)]
+    early = [u for value in old for u in users(value) if not last.is_before_in_block(u)]
     if any(user.name != "torch.bind_symbolic_shape" for user in early):
         return False
     new = build(

@@ -66,18 +66,19 @@ class CompiledGraph:
         inputs = [arguments[p] for p in self._positions]
         outputs = executable(*inputs)
         # A clone that was optimised away must not hand the caller's own tensor back, nor what that becomes below.
-        given = {t.data_ptr() for t in inputs if _is_tensor(t)}
+        places = [t.data_ptr() if _is_tensor(t) else None for t in inputs]
+        given = set(places)
 
         def own(value: Any) -> Any:
             return value.clone() if _is_tensor(value) and value.numel() and value.data_ptr() in given else value
 
         mutations = self.graph.mutations
         results = [own(value) for i, value in enumerate(outputs) if i not in mutations]
-        pairs = ((inputs[argument], outputs[result]) for result, argument in mutations.items())
+        pairs = ((argument, outputs[result]) for result, argument in mutations.items())
         # All values first: one input may become what another one was.
-        updates = [(target, own(value)) for target, value in pairs if value.data_ptr() != target.data_ptr()]
-        for target, value in updates:
-            target.copy_(value)
+        updates = [(argument, own(value)) for argument, value in pairs if value.data_ptr() != places[argument]]
+        for argument, value in updates:
+            inputs[argument].copy_(value)
         return results
 
     def executables(self) -> list[Executable]:

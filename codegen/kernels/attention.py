@@ -15,6 +15,7 @@ from tvm import DataType, tirx
 from tvm.script.ir_builder import tirx as T
 
 from .function import kernel
+from .registers import prefetch_line
 from .vector_math import constant, exp, reduce_lanes, sums_of_lanes, vector_type, widened
 
 LANES = 16
@@ -249,8 +250,7 @@ class _Step:
     def _prefetch(self, rows: Any, key: Any) -> None:
         line = 64 * 8 // DataType(rows.dtype).bits
         for column in range(0, self.parts * LANES, line):
-            address = T.address_of(rows[self.b, self.g, key + AHEAD, column])
-            T.evaluate(T.call_intrin("void", "tirx.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))
+            prefetch_line(rows[self.b, self.g, key + AHEAD, column])
 
 
 def _columns(part: Any) -> Any:

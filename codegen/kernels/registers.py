@@ -49,5 +49,10 @@ def prefetch(packed: Any, block: Expr, step: Expr, vector: Expr, start: Expr = 0
     (Sapphire Rapids, 4 bits from memory: 21 GB/s by bursts, 26 one by one)."""
     _, _, vectors, width = packed.shape
     ahead = step + max(1, _PREFETCH_BYTES // prod((int(vectors), int(width))))
-    address = T.address_of(packed[block, ahead, vector, start])
+    prefetch_line(packed[block, ahead, vector, start])
+
+
+def prefetch_line(element: Expr) -> None:
+    """Emit the prefetch of the cache line that holds `element` of a buffer; it may lie outside."""
+    address = T.address_of(element)
     T.evaluate(T.call_intrin("void", "tirx.prefetch", address, T.int32(0), T.int32(3), T.int32(1)))

@@ -63,7 +63,7 @@ def sums_of_lanes(vectors: Sequence[Expr]) -> Expr:
 def _pair_sums() -> list[tuple[list[int], list[int]]]:
     """Which lanes of two vectors are added, level by level: halves, which cost 256-bit registers no instruction, then
     within 128 bits, then across."""
-    halves = [lane + 16 * (lane // 8) - 8 * (lane // 8) for lane in range(16)]
+    halves = [lane + 8 * (lane // 8) for lane in range(16)]
     blocks = [lane % 4 + 8 * (lane // 4) for lane in range(16)]
 
     def quads(*chosen: int) -> list[int]:

@@ -83,6 +83,10 @@ STEP = """
   %values = "lutra.kv_update"(%cache_v, %vt, %places) : (!pair, !groups, !places) -> !pair
 """
 """What stands between projections and attention once the other patterns are through."""
+ATTEND = """
+  %r = "lutra.attention"(%query, %keys, %values) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
+      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !pair, !pair) -> !steps
+  return %r : !steps"""
 
 
 def main(arguments: str, result: str, body: str) -> str:
@@ -325,12 +329,7 @@ CASES = {
     "rope stays where keys turn by other angles": main(
         STEP_ARGUMENTS,
         "!steps",
-        "  // CHECK-NOT: rope_kv_update\n"
-        + STEP.replace("(%kt, %cos, %sin)", "(%kt, %sin, %cos)")
-        + """
-  %r = "lutra.attention"(%query, %keys, %values) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
-      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !pair, !pair) -> !steps
-  return %r : !steps""",
+        "  // CHECK-NOT: rope_kv_update\n" + STEP.replace("(%kt, %cos, %sin)", "(%kt, %sin, %cos)") + ATTEND,
     ),
     "rope stays where somebody reads the keys before values are there": main(
         STEP_ARGUMENTS,
@@ -339,10 +338,7 @@ CASES = {
         + STEP.replace("%cache_v", "%twice").replace(
             "  %values", "  %twice = torch.aten.mul.Tensor %keys, %keys : !pair, !pair -> !pair\n  %values"
         )
-        + """
-  %r = "lutra.attention"(%query, %keys, %values) {scale = 0.5 : f64, causal = 0 : i64, merge_heads = 1 : i64,
-      operandSegmentSizes = array<i32: 1, 1, 1, 0>} : (!heads, !pair, !pair) -> !steps
-  return %r : !steps""",
+        + ATTEND,
     ),
     "identities vanish": main(
         "%x: !x",

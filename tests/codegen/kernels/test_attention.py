@@ -4,14 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lutra.codegen.kernels.attention import SPAN, Mask, decode_attention
+from lutra.codegen.lowering.symbols import dtype_name
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 LENGTHS = [1, 16, 37, SPAN, SPAN + 1, 2 * SPAN + 21]
 """Below a step of 16 keys, one step, a tail; one span of keys and several, with a tail of one key."""
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def some_mask(mask: Mask, batch: int, heads: int, length: int) -> torch.Tensor:
@@ -40,8 +37,8 @@ def attend(call):
 
     def run(target, q, k, v, mask=None, scale=0.2):
         batch, heads, _, head = q.shape
-        form = mask if mask is None else Mask(name(mask.dtype), mask.shape[0] > 1, mask.shape[1] > 1)
-        function = decode_attention(heads, k.shape[1], head, name(q.dtype), scale, form)
+        form = mask if mask is None else Mask(dtype_name(mask.dtype), mask.shape[0] > 1, mask.shape[1] > 1)
+        function = decode_attention(heads, k.shape[1], head, dtype_name(q.dtype), scale, form)
         out = torch.full((batch, 1, heads * head), 7, dtype=q.dtype)
         return call(function, target, q, k, v, *([] if mask is None else [mask]), out)
 
@@ -60,11 +57,11 @@ def test_it_agrees_with_torch(attend, target, mask, length):
     assert_close(attend(target, q, k, v, given), expected(q, k, v, given, 0.2))
 
 
-@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=name)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=dtype_name)
 @pytest.mark.parametrize(("heads", "kv_heads", "head"), [(4, 4, 64), (5, 1, 80), (7, 7, 16), (2, 1, 256)])
 def test_every_head_reads_its_group(attend, target, dtype, heads, kv_heads, head):
     q, (k, v) = torch.randn(2, heads, 1, head).to(dtype), torch.randn(2, 2, kv_heads, 43, head).to(dtype)
-    given = some_mask(Mask(name(dtype), True, False), 2, heads, 43)
+    given = some_mask(Mask(dtype_name(dtype), True, False), 2, heads, 43)
     assert_close(attend(target, q, k, v, given), expected(q, k, v, given, 0.2), dtype)
 
 

@@ -3,13 +3,10 @@
 import pytest
 import torch
 from lutra.codegen.kernels.kv_cache import Columns, kv_update, rope_kv_update
+from lutra.codegen.lowering.symbols import dtype_name
 from lutra.ir.reference import REFERENCE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def test_kv_update_writes_rows_and_nothing_outside(call, target):
@@ -30,7 +27,7 @@ def rotate(call):
         batch, count = rows[0].shape[:2]
         columns = [Columns(x.shape[2], start) for x, start in zip(rows, starts, strict=True)]
         one = batch == count == 1
-        function = rope_kv_update(heads, kv_heads, head, name(rows[0].dtype), *columns, len(cos) > 1, one)
+        function = rope_kv_update(heads, kv_heads, head, dtype_name(rows[0].dtype), *columns, len(cos) > 1, one)
         out = torch.full((batch, heads, count, head), 7, dtype=rows[0].dtype)
         return call(function, target, *rows, cos, sin, *caches, positions, out)
 
@@ -46,7 +43,7 @@ def reference(rows, starts, sizes, cos, sin, caches, positions):
     return REFERENCE["lutra.rope_kv_update"](*parts, cos, sin, *caches, positions)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("sizes", [(4, 2, 32), (3, 1, 10), (2, 2, 24)], ids=str)
 @pytest.mark.parametrize(("batch", "count", "tables"), [(1, 1, 1), (3, 1, 3), (2, 5, 1)])
 @pytest.mark.parametrize("merged", [True, False], ids=["merged", "apart"])
