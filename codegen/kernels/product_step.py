@@ -5,7 +5,7 @@ section 1). The formulas are in `lowbit_linear.py`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tvm.script.ir_builder import tirx as T
@@ -172,7 +172,13 @@ class ProductStep:
         """Emit the sums of one group; `result[number of tile][i]`: int32x16, or float32x16."""
         if self.family == "triples":
             return triple_sums(self, g)
-        return {"dot": self._dot_sums, "float": self._float_sums, "lookup": self._lookup_sums}[self.family](g)
+        most = self.target.tiles_at_once(self.family, len(self.chosen))
+        sums = []
+        for first in range(0, len(self.tiles), most):
+            step = replace(self, tiles=self.tiles[first : first + most])
+            family = {"dot": step._dot_sums, "float": step._float_sums, "lookup": step._lookup_sums}
+            sums += family[self.family](g)
+        return sums
 
     def _units(self, g: Expr, at_once: int = 1) -> tuple[Expr, Expr]:
         """First unit of group `g`, and how many times `at_once` of them are in it."""

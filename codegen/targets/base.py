@@ -188,6 +188,12 @@ class Target(ABC):
         feature = self.half_products.get(dtype)
         return dtype if feature is not None and has_feature(feature) else "float32"
 
+    def tiles_at_once(self, family: Activations, rows: int) -> int:
+        """Tiles of weight rows whose sums with `rows` rows of activations are best kept in registers together, of the
+        four that a task has."""
+        del family, rows
+        return 4
+
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         """True when a weight is best multiplied as it is packed with `m` rows of activations (None: many), False when
         it is best unpacked first, once a tile."""
