@@ -100,7 +100,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     extra = _epilogue(low, op, rows, n)
     m = rows if isinstance(rows, int) else None
     said = activations_of(op)
-    family = "dot" if said else _family(low, format_, k, m)
+    family = "dot" if said else _family(low, format_, k)
     few = m is None and low.graph.phase == "decode"
     packed = few or low.target.multiplies_packed(family, format_, m)
     layout = PackedLayout.create(family, format_, n, k, low.target)
@@ -123,11 +123,11 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     return low.reshape(result, low.sizes(op.out))
 
 
-def _family(low: Lowering, format_: WeightFormat, k: int, m: int | None) -> Family:
-    """Prefill and decode graphs must agree on one packed form: the target is asked for a single row."""
+def _family(low: Lowering, format_: WeightFormat, k: int) -> Family:
+    """The same for any number of rows: prefill and decode graphs share one packed form."""
     family = low.kernel_family
     if family == "auto":
-        family = low.target.faster_family(format_, 1 if low.graph.phase != "encode" else m)
+        family = low.target.faster_family(format_)
     return "lookup" if family == "triples" and not triples.fits(format_, k) else family
 
 

@@ -50,9 +50,10 @@ class Avx2(Target):
         return max(most // rows, 1)
 
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
-        # Zen 3, 8192x2048, 128 rows: 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Decode of a 1.1B Llama in
-        # 4 bits at batch 8: 43 to 50 tokens/s packed, 64 unpacked.
-        return family == "triples" or (family == "lookup" and format.bits <= 2) or (m is not None and m <= 4)
+        # Many rows: Zen 3, 8192x2048, 128 rows, 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Few: Zen 1,
+        # `benchmarks/linear.py`, 5, 8 and 16 rows in 4 bits 47, 56 and 57 Gweights/s x rows packed, 32, 49 and 56
+        # unpacked; from 32 on unpacked is as fast or faster.
+        return (family == "lookup" and format.bits <= 2) or super().multiplies_packed(family, format, m)
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
         # Two planes of 64 tables make at most 3 * 64 * 127 < 2**15; a single plane: see `_lookup_single`.
@@ -188,7 +189,7 @@ AVX2 = Avx2(
     slot_order={"lookup": "table", "dot": "row"},
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
-    # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.5, 0.5, 0.4; 2 bits
-    # 0.9, 1.0, 0.9; 3 bits 0.8, 1.2, 1.0; 4 bits 1.8, 1.9, 1.8; 8 bits 1.8, 2.1, 2.0.
-    lookup_up_to=(3, 2),
+    # Zen 1, two threads, 8192x2048 from memory (`benchmarks/linear.py`), rate of lookup over dot with 1, 4 or 6, and 8
+    # rows: 1 bit 2.7, 2.1, 2.0; 2 bits 1.6, 1.6, 1.3; 3 bits 1.0, 0.7, 0.7; 4 bits 0.9, 0.8, 0.8; 8 bits 0.6, 0.8, 0.9.
+    lookup_up_to=2,
 )

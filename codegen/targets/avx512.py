@@ -31,9 +31,9 @@ class Avx512(Target):
         del plane_weights, tables
         return accs[0]
 
-    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
+    def faster_family(self, format: WeightFormat) -> Family:
         # Sapphire Rapids, two cores, the linears of a ternary 1.1B Llama from memory: triples 10.3 ms, planes 10.5.
-        return "triples" if format.scheme == "ternary" else super().faster_family(format, m)
+        return "triples" if format.scheme == "ternary" else super().faster_family(format)
 
     def signed_fours(self, acc: Expr, index: Expr, signs: Expr, bits: Sequence[int], table: Loader) -> Expr:
         word = sum(bit << 8 * slot for slot, bit in enumerate(bits))
@@ -88,5 +88,5 @@ AVX512 = Avx512(
     # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.4, 0.4, 0.4; 2 bits
     # 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7. At one row from
     # DRAM the two are within the noise of each other: memory bounds both.
-    lookup_up_to=(3, 3),
+    lookup_up_to=3,
 )

@@ -65,8 +65,8 @@ class Target(ABC):
     """It has a unit that multiplies tiles of bytes (AMX), which matrix products then use."""
     half_products: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Half-precision dtype -> the LLVM feature of machines whose matrix products in it are faster than float32's."""
-    lookup_up_to: tuple[int, int] = (0, 0)
-    """Most bits at which lookup kernels are the faster family: with one row of activations, with more."""
+    lookup_up_to: int = 0
+    """Most bits at which lookup kernels are the faster family."""
 
     def available(self) -> bool:
         """True when this machine executes the ISA."""
@@ -202,10 +202,10 @@ class Target(ABC):
             return True  # nothing unpacks them
         return m is not None and m <= PACKED_ROWS
 
-    def faster_family(self, format: WeightFormat, m: int | None) -> Family:
-        """The family of kernels that is faster for `m` rows of activations (None: many); triples where they fit.
+    def faster_family(self, format: WeightFormat) -> Family:
+        """The family of kernels that is faster; triples where they fit.
 
         No triples unless a target says so: they save a sixth of the bytes, but on Zen 3 (two threads of one core) a
         ternary 1.1B Llama decodes 0.8 times as many tokens a second with them, and takes 0.6 times as many of a
         prompt."""
-        return "lookup" if format.bits <= self.lookup_up_to[m != 1] else "dot"
+        return "lookup" if format.bits <= self.lookup_up_to else "dot"

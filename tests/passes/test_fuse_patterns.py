@@ -26,6 +26,9 @@ HEADER = """
 !pair = !torch.vtensor<[2,2,16,8],f32>
 !part = !torch.vtensor<[2,2,15,8],f32>
 !places = !torch.vtensor<[3],si64>
+!thin = !torch.vtensor<[2,3,2,4],f32>
+!thin_groups = !torch.vtensor<[2,2,3,4],f32>
+!thin_pair = !torch.vtensor<[2,2,16,4],f32>
 """
 CONSTANTS = """
   %none = torch.constant.none
@@ -339,6 +342,26 @@ CASES = {
             "  %values", "  %twice = torch.aten.mul.Tensor %keys, %keys : !pair, !pair -> !pair\n  %values"
         )
         + ATTEND,
+    ),
+    "rope stays where the last update reads what the one before it wrote": main(
+        STEP_ARGUMENTS,
+        "!steps",
+        "  // CHECK-NOT: rope_kv_update\n" + STEP.replace("%cache_v", "%keys") + ATTEND,
+    ),
+    "rope stays where values have heads of another size": main(
+        STEP_ARGUMENTS.replace("%v: !kv", "%v: !thin").replace("%cache_v: !pair", "%cache_v: !thin_pair"),
+        "!torch.vtensor<[2,3,16],f32>",
+        "  // CHECK-NOT: rope_kv_update\n"
+        + STEP.replace(
+            "%v, %int1, %int2 : !kv, !torch.int, !torch.int -> !groups",
+            "%v, %int1, %int2 : !thin, !torch.int, !torch.int -> !thin_groups",
+        ).replace(
+            "%vt, %places) : (!pair, !groups, !places) -> !pair",
+            "%vt, %places) : (!thin_pair, !thin_groups, !places) -> !thin_pair",
+        )
+        + ATTEND.replace("!pair) -> !steps", "!thin_pair) -> !torch.vtensor<[2,3,16],f32>").replace(
+            "%r : !steps", "%r : !torch.vtensor<[2,3,16],f32>"
+        ),
     ),
     "identities vanish": main(
         "%x: !x",

@@ -30,7 +30,7 @@ def test_a_target_that_this_machine_lacks_is_refused_unless_only_compiled_for(na
 @pytest.mark.parametrize("name", TARGETS)
 def test_few_bits_are_looked_up_and_many_multiplied(name):
     target = TARGETS[name]
-    families = [target.faster_family(WeightFormat(bits), 1) for bits in (1, 2, 3, 4, 8)]
+    families = [target.faster_family(WeightFormat(bits)) for bits in (1, 2, 3, 4, 8)]
     assert families == sorted(families, reverse=True)
     assert families[-1] == "dot"
     assert all(hash(t) == hash(TARGETS[n]) for n, t in TARGETS.items())

@@ -1,0 +1,138 @@
+"""One low-bit linear by every kernel that can compute it: where a target's choices between them come from.
+
+    python benchmarks/linear.py
+    python benchmarks/linear.py --weights 4 --rows 4,8,16 --features 8192x2048 --target avx512
+
+`packed` multiplies the weight as it is packed (`Target.multiplies_packed`), `gemm` unpacks it first, once a tile. Each
+call reads another copy of the weight, more of them than the caches keep; kernels take turns, round by round. Times are
+of the product alone: activations are quantised, and tables built, before.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import tvm
+import typer
+from lutra import LutraError
+from lutra.codegen import memory
+from lutra.codegen.bandwidth import ReadCeiling
+from lutra.codegen.kernels import triples
+from lutra.codegen.kernels.activations import precompute_outputs
+from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
+from lutra.codegen.kernels.lowbit_linear import low_bit_linear
+from lutra.codegen.kernels.packing import PackedLayout
+from lutra.codegen.parallel import use_torch_threads
+from lutra.codegen.targets import Target, get_target
+from lutra.codegen.targets.base import Activations, Family
+from lutra.ir.errors import QuantizationError
+from lutra.ir.quantization import WeightFormat
+from rich.console import Console
+from rich.table import Column, Table
+from tvm_ffi import from_dlpack
+
+WEIGHTS = {
+    "8": WeightFormat(8, 128, "symmetric"),
+    "4": WeightFormat(4, 128, "symmetric"),
+    "3": WeightFormat(3, 64, "symmetric"),
+    "2": WeightFormat(2, 64, "symmetric"),
+    "ternary": WeightFormat(2, 128, "ternary"),
+    "1": WeightFormat(1, 64, "symmetric"),
+}
+CACHES, COPIES = 256 << 20, 64
+"""Bytes of all copies of a weight, and how many there are at most: the caches keep weights below 4 MB."""
+STATIC_ROWS = 8
+"""Rows up to which a packed kernel is compiled for their number, as it is in a decode step."""
+DTYPE = "bfloat16"
+
+
+class Contender:
+    """One kernel over copies of its weight."""
+
+    def __init__(
+        self, name: str, function: Any, layout: PackedLayout, family: Activations, rows: int, target: Target
+    ) -> None:
+        self.name, self.weight_bytes = name, layout.nbytes
+        with tempfile.TemporaryDirectory(prefix="lutra-") as folder:
+            library = Path(folder, "product", "product.so")
+            library.parent.mkdir()
+            tvm.compile(function, target=target.tvm_target()).export_library(str(library))
+            self._run = tvm.runtime.load_module(str(library))["main"]
+            use_torch_threads(library)
+        activations = [filled(*part) for part in precompute_outputs(family, layout.k, layout.activation_group, rows)]
+        copies = [
+            [filled(*part) for part in layout.buffers] for _ in range(min(max(CACHES // layout.nbytes, 1), COPIES))
+        ]
+        out = torch.empty(rows, layout.n, dtype=getattr(torch, DTYPE))
+        self._calls = [[from_dlpack(x) for x in (*activations, *copy, out)] for copy in copies]
+
+    def seconds(self) -> float:
+        """Mean seconds of a call."""
+        start = time.perf_counter()
+        for call in self._calls:
+            self._run(*call)
+        return (time.perf_counter() - start) / len(self._calls)
+
+
+def filled(shape: Sequence[Any], dtype: str) -> torch.Tensor:
+    """Random bytes; ones where these might make numbers that are none. In huge pages, as weights lie."""
+    tensor = memory.empty(tuple(int(size) for size in shape), getattr(torch, dtype))
+    return tensor.fill_(1) if dtype.startswith("float") else tensor.random_()
+
+
+def contenders(format: WeightFormat, rows: int, n: int, k: int, target: Target) -> Iterator[Contender]:
+    """All kernels of `target` that multiply a weight of `format` with `rows` rows."""
+    families: list[Family] = ["dot", "lookup", *(["triples"] if triples.fits(format, k) else [])]
+    for family in families:
+        layout = PackedLayout.create(family, format, n, k, target)
+        static = rows if rows <= STATIC_ROWS else None
+        function = low_bit_linear(layout, target, static, DTYPE)
+        yield Contender(f"packed {family}", function, layout, family, rows, target)
+        if rows > 1:
+            with suppress(QuantizationError):  # a packed form that cannot be unpacked
+                yield Contender(f"gemm of {family}", low_bit_gemm(layout, target, DTYPE), layout, "dot", rows, target)
+
+
+def choice(format: WeightFormat, rows: int, target: Target) -> str:
+    """The name of the contender that a decoder's graphs take."""
+    family = target.faster_family(format)
+    return f"packed {family}" if target.multiplies_packed(family, format, rows) else f"gemm of {family}"
+
+
+def main(
+    weights: Annotated[str, typer.Option(help=f"of {', '.join(WEIGHTS)}")] = "4,2,ternary,1",
+    rows: Annotated[str, typer.Option(help="of activations")] = "1,4,8,16,128",
+    features: Annotated[str, typer.Option(help="NxK of the weight")] = "8192x2048",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    target: Annotated[str, typer.Option(help="as the option of torch.compile")] = "auto",
+) -> None:
+    """Print the median time of every kernel, its rate, and which one is chosen."""
+    n, k = (int(size) for size in features.split("x"))
+    try:
+        chosen_target, ceiling = get_target(target), ReadCeiling().measure()
+    except LutraError as error:
+        Console().print(f"[bold red]error[/] {error}", highlight=False)
+        raise typer.Exit(2) from None
+    title = f"{n}x{k} on {chosen_target.name}, {torch.get_num_threads()} threads, read ceiling {ceiling / 1e9:.1f} GB/s"
+    kernel = Column("kernel", no_wrap=True)
+    table = Table("weights", "rows", kernel, "us", "Gw/s x rows", "GB/s", "of ceiling", "chosen", title=title)
+    for name in weights.split(","):
+        for count in (int(row) for row in rows.split(",")):
+            engines = list(contenders(WEIGHTS[name], count, n, k, chosen_target))
+            turns = [[engine.seconds() for engine in engines] for _ in range(rounds)]
+            for engine, *times in zip(engines, *turns, strict=True):
+                seconds = median(times)
+                rate = engine.weight_bytes / seconds
+                figures = [f"{1e6 * seconds:.0f}", f"{n * k * count / seconds / 1e9:.0f}", f"{rate / 1e9:.1f}"]
+                chosen = "*" if engine.name == choice(WEIGHTS[name], count, chosen_target) else ""
+                table.add_row(name, str(count), engine.name, *figures, f"{rate / ceiling:.0%}", chosen)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
