@@ -25,7 +25,7 @@ from lutra.codegen.bandwidth import ReadCeiling
 from lutra.codegen.kernels import triples
 from lutra.codegen.kernels.activations import precompute_outputs
 from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
-from lutra.codegen.kernels.lowbit_linear import low_bit_linear
+from lutra.codegen.kernels.lowbit_linear import STATIC_ROWS, low_bit_linear
 from lutra.codegen.kernels.packing import PackedLayout
 from lutra.codegen.parallel import use_torch_threads
 from lutra.codegen.targets import Target, get_target
@@ -46,8 +46,6 @@ WEIGHTS = {
 }
 CACHES, COPIES = 256 << 20, 64
 """Bytes of all copies of a weight, and how many there are at most: the caches keep weights below 4 MB."""
-STATIC_ROWS = 8
-"""Rows up to which a packed kernel is compiled for their number, as it is in a decode step."""
 DTYPE = "bfloat16"
 
 
@@ -65,9 +63,8 @@ class Contender:
             self._run = tvm.runtime.load_module(str(library))["main"]
             use_torch_threads(library)
         activations = [filled(*part) for part in precompute_outputs(family, layout.k, layout.activation_group, rows)]
-        copies = [
-            [filled(*part) for part in layout.buffers] for _ in range(min(max(CACHES // layout.nbytes, 1), COPIES))
-        ]
+        count = min(max(CACHES // layout.nbytes, 1), COPIES)
+        copies = [[filled(*part) for part in layout.buffers] for _ in range(count)]
         out = torch.empty(rows, layout.n, dtype=getattr(torch, DTYPE))
         self._calls = [[from_dlpack(x) for x in (*activations, *copy, out)] for copy in copies]
 
@@ -104,6 +101,34 @@ def choice(format: WeightFormat, rows: int, target: Target) -> str:
     return f"packed {family}" if target.multiplies_packed(family, format, rows) else f"gemm of {family}"
 
 
+def integers(text: str, option: str, separator: str, exactly: int | None = None) -> list[int]:
+    """The positive integers of an option's value."""
+    parts = text.split(separator)
+    if not all(part.isdigit() and int(part) > 0 for part in parts) or exactly not in (None, len(parts)):
+        example = separator.join(["8", "16"])
+        raise typer.BadParameter(f"{text!r} are no positive integers like {example}", param_hint=option)
+    return [int(part) for part in parts]
+
+
+def compare(weights: Sequence[str], rows: Sequence[int], n: int, k: int, rounds: int, target: Target) -> Table:
+    """Median time of every kernel, its rate, and which one is chosen."""
+    ceiling = ReadCeiling().measure()
+    title = f"{n}x{k} on {target.name}, {torch.get_num_threads()} threads, read ceiling {ceiling / 1e9:.1f} GB/s"
+    kernel = Column("kernel", no_wrap=True)
+    table = Table("weights", "rows", kernel, "us", "Gw/s x rows", "GB/s", "of ceiling", "chosen", title=title)
+    for name in weights:
+        for count in rows:
+            engines = list(contenders(WEIGHTS[name], count, n, k, target))
+            turns = [[engine.seconds() for engine in engines] for _ in range(rounds)]
+            for engine, *times in zip(engines, *turns, strict=True):
+                seconds = median(times)
+                rate = engine.weight_bytes / seconds
+                figures = [f"{1e6 * seconds:.0f}", f"{n * k * count / seconds / 1e9:.0f}", f"{rate / 1e9:.1f}"]
+                chosen = "*" if engine.name == choice(WEIGHTS[name], count, target) else ""
+                table.add_row(name, str(count), engine.name, *figures, f"{rate / ceiling:.0%}", chosen)
+    return table
+
+
 def main(
     weights: Annotated[str, typer.Option(help=f"of {', '.join(WEIGHTS)}")] = "4,2,ternary,1",
     rows: Annotated[str, typer.Option(help="of activations")] = "1,4,8,16,128",
@@ -111,26 +136,15 @@ def main(
     rounds: Annotated[int, typer.Option(min=1)] = 5,
     target: Annotated[str, typer.Option(help="as the option of torch.compile")] = "auto",
 ) -> None:
-    """Print the median time of every kernel, its rate, and which one is chosen."""
-    n, k = (int(size) for size in features.split("x"))
+    """Print how fast every kernel of a low-bit linear is on this machine."""
+    named, counts, (n, k) = weights.split(","), integers(rows, "--rows", ","), integers(features, "--features", "x", 2)
+    if unknown := [name for name in named if name not in WEIGHTS]:
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(WEIGHTS)}", param_hint="--weights")
     try:
-        chosen_target, ceiling = get_target(target), ReadCeiling().measure()
+        table = compare(named, counts, n, k, rounds, get_target(target))
     except LutraError as error:
         Console().print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    title = f"{n}x{k} on {chosen_target.name}, {torch.get_num_threads()} threads, read ceiling {ceiling / 1e9:.1f} GB/s"
-    kernel = Column("kernel", no_wrap=True)
-    table = Table("weights", "rows", kernel, "us", "Gw/s x rows", "GB/s", "of ceiling", "chosen", title=title)
-    for name in weights.split(","):
-        for count in (int(row) for row in rows.split(",")):
-            engines = list(contenders(WEIGHTS[name], count, n, k, chosen_target))
-            turns = [[engine.seconds() for engine in engines] for _ in range(rounds)]
-            for engine, *times in zip(engines, *turns, strict=True):
-                seconds = median(times)
-                rate = engine.weight_bytes / seconds
-                figures = [f"{1e6 * seconds:.0f}", f"{n * k * count / seconds / 1e9:.0f}", f"{rate / 1e9:.1f}"]
-                chosen = "*" if engine.name == choice(WEIGHTS[name], count, chosen_target) else ""
-                table.add_row(name, str(count), engine.name, *figures, f"{rate / ceiling:.0%}", chosen)
     Console().print(table)
 
 

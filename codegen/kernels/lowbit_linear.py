@@ -23,6 +23,8 @@ from .function import Argument, kernel
 from .packing import PackedLayout
 from .product_step import TILES, Operands, ProductStep
 
+STATIC_ROWS = 8
+"""Rows up to which a kernel is compiled for their number: decode steps of small batches."""
 TASK_BLOCKS = 4
 """Blocks that a task multiplies with the same few of many rows: their tables come from its cache all times but one."""
 

@@ -16,7 +16,7 @@ from ..kernels import triples
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
 from ..kernels.lowbit_gemm import low_bit_gemm
-from ..kernels.lowbit_linear import low_bit_linear
+from ..kernels.lowbit_linear import STATIC_ROWS, low_bit_linear
 from ..kernels.norms import norm
 from ..kernels.packing import PackedLayout
 from ..kernels.pointwise import gated_mlp
@@ -107,7 +107,7 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
     weight = low.packed(symbol, layout)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     if packed:
-        static = m if m is not None and m <= 8 else None
+        static = m if m is not None and m <= STATIC_ROWS else None
         form = "float" if said == "float" else family
         activations = _precomputed(low, x, said or family, layout, static)
         name, function = form, low_bit_linear(layout, low.target, static, dtype, bias, op.residual is not None, form)
