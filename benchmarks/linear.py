@@ -8,16 +8,13 @@ call reads another copy of the weight, more of them than the caches keep; kernel
 of the product alone: activations are quantised, and tables built, before.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
 import torch
-import tvm
 import typer
 from lutra import LutraError
 from lutra.codegen import memory
@@ -27,7 +24,7 @@ from lutra.codegen.kernels.activations import precompute_outputs
 from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.lowbit_linear import STATIC_ROWS, low_bit_linear
 from lutra.codegen.kernels.packing import PackedLayout
-from lutra.codegen.parallel import use_torch_threads
+from lutra.codegen.parallel import compiled
 from lutra.codegen.targets import Target, get_target
 from lutra.codegen.targets.base import Activations, Family
 from lutra.ir.errors import QuantizationError
@@ -56,12 +53,7 @@ class Contender:
         self, name: str, function: Any, layout: PackedLayout, family: Activations, rows: int, target: Target
     ) -> None:
         self.name, self.weight_bytes = name, layout.nbytes
-        with tempfile.TemporaryDirectory(prefix="lutra-") as folder:
-            library = Path(folder, "product", "product.so")
-            library.parent.mkdir()
-            tvm.compile(function, target=target.tvm_target()).export_library(str(library))
-            self._run = tvm.runtime.load_module(str(library))["main"]
-            use_torch_threads(library)
+        self._run = compiled(function, target.tvm_target())
         activations = [filled(*part) for part in precompute_outputs(family, layout.k, layout.activation_group, rows)]
         count = min(max(CACHES // layout.nbytes, 1), COPIES)
         copies = [[filled(*part) for part in layout.buffers] for _ in range(count)]

@@ -4,10 +4,8 @@ A decode step cannot take less than the bytes that it reads over this figure. It
 machine, so it is measured beside what it is compared with.
 """
 
-import tempfile
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from . import memory
 from .kernels.function import kernel
-from .parallel import use_torch_threads
+from .parallel import compiled
 from .targets.host import host
 
 _LANES, _STREAMS = 16, 4
@@ -47,13 +45,7 @@ def _read_kernel() -> Any:
             T.buffer_store(out, total, [task, every])
 
     shapes = [((tasks, _STREAMS, length), "int32"), ((tasks, _LANES), "int32")]
-    with tempfile.TemporaryDirectory(prefix="lutra-") as folder:
-        library = Path(folder, "read", "read.so")
-        library.parent.mkdir()
-        tvm.compile(kernel(shapes, body), target=host()).export_library(str(library))
-        module = tvm.runtime.load_module(str(library))
-        use_torch_threads(library)
-    return module["main"]
+    return compiled(kernel(shapes, body), host())
 
 
 class ReadCeiling:

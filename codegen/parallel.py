@@ -16,8 +16,11 @@ import tempfile
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch  # noqa: F401  (loads the OpenMP library that the launcher then shares)
+import tvm
+from tvm import tirx
 
 logger = logging.getLogger("lutra")
 _POINTER = "__TVMBackendParallelLaunch"
@@ -34,6 +37,21 @@ def use_torch_threads(library: Path) -> bool:
         return True  # nothing in it is parallel
     pointer.value = ctypes.cast(launcher.lutra_parallel_launch, ctypes.c_void_p).value
     return True
+
+
+def compiled(function: tirx.PrimFunc, target: tvm.target.Target) -> Any:
+    """`function`, called with torch's threads, of a library that lasts as long as the process: for measurements."""
+    library = Path(tempfile.mkdtemp(dir=_scratch().name), "kernel.so")
+    tvm.compile(function, target=target).export_library(str(library))
+    module = tvm.runtime.load_module(str(library))
+    use_torch_threads(library)
+    return module["main"]
+
+
+@cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """One folder for all libraries of `compiled`, which then share one launcher."""
+    return tempfile.TemporaryDirectory(prefix="lutra-")
 
 
 @cache

@@ -172,13 +172,10 @@ class ProductStep:
         """Emit the sums of one group; `result[number of tile][i]`: int32x16, or float32x16."""
         if self.family == "triples":
             return triple_sums(self, g)
-        most = self.target.tiles_at_once(self.family, len(self.chosen))
-        sums = []
-        for first in range(0, len(self.tiles), most):
-            step = replace(self, tiles=self.tiles[first : first + most])
-            family = {"dot": step._dot_sums, "float": step._float_sums, "lookup": step._lookup_sums}
-            sums += family[self.family](g)
-        return sums
+        cls, most = ProductStep, self.target.tiles_at_once(self.family, len(self.chosen))
+        sums = {"dot": cls._dot_sums, "float": cls._float_sums, "lookup": cls._lookup_sums}[self.family]
+        parts = [self.tiles[first : first + most] for first in range(0, len(self.tiles), most)]
+        return [of_tile for tiles in parts for of_tile in sums(replace(self, tiles=tiles), g)]
 
     def _units(self, g: Expr, at_once: int = 1) -> tuple[Expr, Expr]:
         """First unit of group `g`, and how many times `at_once` of them are in it."""
