@@ -14,8 +14,8 @@ from tvm.script.ir_builder import tirx as T
 from ..targets.base import TILE_ROWS, Expr, Target
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
-from .packing import UNIT, PackedLayout
-from .product_step import QUADS, TILES, ProductStep
+from .packing import QUADS, UNIT, PackedLayout
+from .product_step import TILES, ProductStep
 from .tile_gemm import tile_gemm
 from .unpack import check_unpacks, unpack_units
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ LAYOUT_VERSION = 2
 """Of packed weights on disk: what a byte means. Goes up with every change of it."""
 UNIT = 32
 """Columns of one unit: the smallest stretch of K that is packed together."""
+QUADS = UNIT // 4
+"""Fours of columns in a unit."""
 CHANNEL_ACTIVATION_GROUP = 128
 """Columns that share one activation scale when the weight has one scale per channel."""
 
@@ -170,6 +173,12 @@ def quad_fields(bits: int, quad: int) -> tuple[Field, ...]:
         return low, Field(2, high.shift, 1, 2)
     per_byte = 8 // bits
     return (Field(quad // per_byte, quad % per_byte * bits, bits, 0),)
+
+
+def quad_runs(bits: int) -> list[list[int]]:
+    """The quads of a unit, in order, together with those that lie in the same vectors."""
+    vectors = [[part.vector for part in quad_fields(bits, quad)] for quad in range(QUADS)]
+    return [list(run) for _, run in groupby(range(QUADS), vectors.__getitem__)]
 
 
 class PlaneSlot(NamedTuple):

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Activations, Expr, Target, quarters
-from .packing import BLOCK_ROWS, UNIT, PackedLayout, quad_fields
+from .packing import BLOCK_ROWS, QUADS, UNIT, PackedLayout, quad_fields, quad_runs
 from .registers import every, field, loader, prefetch, zero_buffer
 from .triple_step import triple_sums
 from .vector_math import rounded
 
 TILES = BLOCK_ROWS // TILE_ROWS
-QUADS = UNIT // 4
 _ALL = T.ramp(0, 1, TILE_ROWS)
 
 
@@ -196,9 +195,11 @@ class ProductStep:
         whole = calls >= units * QUADS
 
         def add_unit(unit: Expr, accs: list[list[list[Any]]]) -> None:
-            for quad in range(QUADS):
+            # All quads in a vector before the next tile: it need not wait in a register for the other tiles.
+            for quads in quad_runs(bits):
                 for tile, of_tile in zip(self.tiles, accs, strict=True):
-                    self._dot_quad(unit, quad, tile, of_tile)
+                    for quad in quads:
+                        self._dot_quad(unit, quad, tile, of_tile)
 
         def total(accs: list[Any]) -> Expr:
             return self.target.dot_sum([acc[every(element)] for acc in accs], bits)

@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as T
 from ..targets.base import TILE_ROWS, Expr, Target
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
-from .packing import BLOCK_ROWS, UNIT, PackedLayout
-from .product_step import QUADS, TILES, ProductStep
+from .packing import BLOCK_ROWS, QUADS, UNIT, PackedLayout
+from .product_step import TILES, ProductStep
 from .registers import zero_buffer
 from .unpack import unpack_units
 

@@ -7,8 +7,8 @@ from tvm.script.ir_builder import tirx as T
 
 from ...ir.errors import QuantizationError
 from ..targets.base import TILE_ROWS, Expr, Target
-from .packing import UNIT, PackedLayout, plane_slot
-from .product_step import QUADS, TILES, quad_codes
+from .packing import QUADS, UNIT, PackedLayout, plane_slot
+from .product_step import TILES, quad_codes
 from .registers import field, prefetch
 from .triple_step import fours
 from .triples import FOURS, SPAN

@@ -41,13 +41,11 @@ class Avx2(Target):
         return "pair" if family == "lookup" and format.bits % 2 == 0 else super().order(family, format)
 
     def tiles_at_once(self, family: Activations, rows: int) -> int:
-        # Sixteen registers, and LLVM gathers the prefetches of a long loop at its end. Zen 1, two threads, 8192x2048
-        # from memory, rates over those of four tiles: dot with one tile, one row, 4 bits 1.16, 8 bits 1.57; four rows
-        # 1.24 and 1.30. Lookups with one tile, four rows, 1 bit 1.17, 2 bits 1.04, but one row 0.97 and 0.91: tiles
-        # share the reading of tables. Float with one tile, four rows 1.52; with two tiles, one row, 4 bits 1.05, 8 bits
-        # 1.67.
-        most = {"lookup": 4, "float": 2}.get(family, 1)
-        return max(most // rows, 1)
+        # Few rows wait for memory, which is read in order when all tiles are taken together: Zen 3, two threads,
+        # 8192x2048 from memory, one row, Gweights/s with one, two and four tiles: dot 4 bits 27, 33, 37, 8 bits 12, 14,
+        # 20; lookups 2 bits 49, 48, 65. From four rows on sixteen registers count: dot 4 bits 103, 86, 86. Products in
+        # float32 are bound by registers at once: two rows 4 bits 31, 24, 14.
+        return max(2 // rows, 1) if family == "float" else 4 if rows < 4 else 1
 
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         # Many rows: Zen 3, 8192x2048, 128 rows, 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Few: Zen 1,
