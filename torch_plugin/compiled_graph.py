@@ -48,7 +48,8 @@ class CompiledGraph:
         bound = [(position, tensor) for position, tensor in originals if tensor is not None]
         self._places = [position for position, _ in bound]
         self._bound = [tensor for _, tensor in bound]
-        self._versions = _versions(self._bound)
+        self._counting = [tensor for tensor in self._bound if not tensor.is_inference()]
+        self._versions = list(map(_VERSION, self._counting))
 
     def boxed(self) -> Callable[[list[Any]], list[Any]]:
         """The callable in AOTAutograd's boxed convention: one list of arguments, which it may empty."""
@@ -88,12 +89,14 @@ class CompiledGraph:
     def _executable_for(self, arguments: list[Any]) -> Executable:
         # At every step, over all parameters: in loops that Python itself runs.
         given = [arguments[position] for position in self._places]
-        if all(map(operator.is_, given, self._bound)) and _versions(given) == self._versions:
+        if all(map(operator.is_, given, self._bound)) and list(map(_VERSION, self._counting)) == self._versions:
             return self.executable
         return self._rebuilt(given)
 
     def _rebuilt(self, tensors: list[torch.Tensor]) -> Executable:
-        key = (*map(id, tensors), *_versions(tensors))
+        # How often each was written to; tensors of inference mode do not count that.
+        versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
+        key = (*map(id, tensors), *versions)
         if key not in self._others:
             names = [self._names[position] for position in self._places]
             store = self.graph.store.rebound(dict(zip(names, tensors, strict=True)))
@@ -104,10 +107,3 @@ class CompiledGraph:
 
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor)
-
-
-def _versions(tensors: list[torch.Tensor]) -> list[int]:
-    """How often each was written to; tensors of inference mode do not count that."""
-    if not any(map(torch.Tensor.is_inference, tensors)):
-        return list(map(_VERSION, tensors))
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

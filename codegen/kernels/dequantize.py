@@ -2,13 +2,17 @@
 
 A row's codes of 16 columns are shifted out of copies of the few bytes that hold them, each lane by its own amount."""
 
+from dataclasses import replace
+from functools import reduce
+from itertools import groupby
+from operator import add
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Expr, Target
-from .packing import BLOCK_ROWS, UNIT, PackedLayout, plane_slot, quad_fields
-from .vector_math import constants, integer, vector_type
+from .packing import BLOCK_ROWS, UNIT, Field, PackedLayout, plane_slot, quad_fields
+from .vector_math import constants, vector_type
 
 LANES = TILE_ROWS
 _TILES = BLOCK_ROWS // TILE_ROWS
@@ -84,33 +88,31 @@ def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Exp
 
         return _gather(byte, slots)
 
-    def shifted(words: Expr, slots: list[int], bits: list[int], width: int) -> Expr:
-        """Field of `width` bits at bit `bits[lane]` of the lane's slot."""
-        amounts = [bit + (8 * slot if in_row else 0) for slot, bit in zip(slots, bits, strict=True)]
-        return (words >> constants(amounts, "int32")) & integer(2**width - 1, LANES)
-
-    total: Expr = None
-
-    def add(value: Expr, place: int) -> None:
-        nonlocal total
-        value = value << integer(place, LANES) if place else value
-        total = value if total is None else total + value
+    def moved(words: Expr, slots: list[int], fields: list[Field]) -> Expr:
+        """Each lane's field of its slot, at its place in the code."""
+        amounts = [field.shift + (8 * slot if in_row else 0) for slot, field in zip(slots, fields, strict=True)]
+        value = (words >> constants(amounts, "int32")) & constants([2**field.bits - 1 for field in fields], "int32")
+        places = [field.place for field in fields]
+        return value << constants(places, "int32") if any(places) else value
 
     if layout.family == "lookup":
         slots, bits = [c // 4 for c in range(LANES)], [4 * side + c % 4 for c in range(LANES)]
-        for plane in range(layout.format.bits):
-            place = 0 if layout.format.scheme == "ternary" else plane
-            add(shifted(lanes_of(plane, slots), slots, bits, 1), place)
-        return total
-    quads = [4 * side + c // 4 for c in range(LANES)]
+        planes = range(layout.format.bits)
+        places = [0 if layout.format.scheme == "ternary" else plane for plane in planes]
+        fields = [[Field(plane, bit, 1, place) for bit in bits] for plane, place in zip(planes, places, strict=True)]
+        return reduce(add, (moved(lanes_of(plane, slots), slots, fields[plane]) for plane in planes))
     slots = [c % 4 for c in range(LANES)]
-    for number in range(len(quad_fields(layout.format.bits, 0))):
-        fields = [quad_fields(layout.format.bits, quad)[number] for quad in quads]
-        vectors = sorted({f.vector for f in fields})
-        pieces = [lanes_of(v, [s for s, f in zip(slots, fields, strict=True) if f.vector == v]) for v in vectors]
-        words = T.bind(_concatenate(pieces, "int32", LANES // len(vectors)))
-        add(shifted(words, slots, [f.shift for f in fields], fields[0].bits), fields[0].place)
-    return total
+    parts = [quad_fields(layout.format.bits, 4 * side + quad) for quad in range(4)]
+    terms = []
+    for number in range(max(map(len, parts))):
+        # No bits where a code has fewer parts than another.
+        of_quads = [part[number] if number < len(part) else replace(part[0], bits=0) for part in parts]
+        runs = [len(list(run)) for _, run in groupby(field.vector for field in of_quads)]
+        width = runs[0] if len(set(runs)) == 1 else 1
+        pieces = [lanes_of(field.vector, slots[: 4 * width]) for field in of_quads[::width]]
+        words = T.bind(_concatenate(pieces, "int32", 4 * width))
+        terms.append(moved(words, slots, [field for field in of_quads for _ in range(4)]))
+    return reduce(add, terms)
 
 
 def _gather(load: Any, slots: list[int]) -> Expr:

@@ -8,8 +8,8 @@
 holds is the family's choice. *lookup*: vector p is bit plane p (in pair order two vectors share two planes); the low
 nibble of slot j is the index into the table of columns 4j..4j+3 of the unit, the high nibble into that of columns
 16+4j... *dot*: slot j holds column j of each of 8 *quads* (4 columns), whose codes are packed 8/bits to a byte, lowest
-field first; 3 bits are a 2-bit part (two vectors) and a 1-bit part (one). *triples*, of ternary weights: see
-`triples.py`.
+field first; of 3 bits two to a byte, and the last two quads in what that leaves (`quad_fields`). *triples*, of ternary
+weights: see `triples.py`.
 """
 
 import math
@@ -31,7 +31,7 @@ from ..targets.host import host
 from . import triples
 
 BLOCK_ROWS = 64
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 """Of packed weights on disk: what a byte means. Goes up with every change of it."""
 UNIT = 32
 """Columns of one unit: the smallest stretch of K that is packed together."""
@@ -168,11 +168,12 @@ class Field:
 
 def quad_fields(bits: int, quad: int) -> tuple[Field, ...]:
     """The parts of the codes of `quad` (0..7) in the dot family, lowest bits first."""
-    if bits == 3:
-        low, high = quad_fields(2, quad)[0], quad_fields(1, quad)[0]
-        return low, Field(2, high.shift, 1, 2)
     per_byte = 8 // bits
-    return (Field(quad // per_byte, quad % per_byte * bits, bits, 0),)
+    if quad // per_byte < bits:
+        return (Field(quad // per_byte, quad % per_byte * bits, bits, 0),)
+    # Bytes of two 3-bit codes have two bits left: those of vectors 0 and 1 for the low bits of quads 6 and 7, those of
+    # vector 2 for their high bits. So six quads of eight are one shift and one mask.
+    return Field(quad - 6, 6, 2, 0), Field(2, quad, 1, 2)
 
 
 def quad_runs(bits: int) -> list[list[int]]:

@@ -24,8 +24,8 @@ def quad_codes(bits: int, quad: int, load: Callable[[int], Expr]) -> Expr:
     """uint8x64: the codes of four columns in the packed form of the dot family; `load(vector)` reads its vectors."""
     codes: Expr = None
     for part in quad_fields(bits, quad):
-        piece = field(load(part.vector), part.shift, part.bits)
-        codes = piece if codes is None else codes | piece << T.broadcast(T.uint8(part.place), 64)
+        piece = field(load(part.vector), part.shift, part.bits, part.place)
+        codes = piece if codes is None else codes | piece
     return codes
 
 

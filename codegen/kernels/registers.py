@@ -34,12 +34,13 @@ def loader(buffer: Any, prefix: tuple[Expr, ...], start: Expr) -> Callable[[Expr
     return lambda index: buffer[(*prefix, start + index)]
 
 
-def field(vector: Expr, shift: int, bits: int) -> Expr:
-    """`bits` bits of every byte of a uint8x64, from bit `shift`. Shifted as 16-bit words: x86 has no shift of bytes."""
-    if shift:
-        words = T.reinterpret("uint16x32", vector) >> T.broadcast(T.uint16(shift), 32)
-        vector = T.reinterpret("uint8x64", words)
-    return vector if bits == 8 else vector & T.broadcast(T.uint8(2**bits - 1), 64)
+def field(vector: Expr, shift: int, bits: int, place: int = 0) -> Expr:
+    """`bits` bits of every byte of a uint8x64, from bit `shift`, moved to bit `place`; zeros around them. Shifted as
+    16-bit words, since x86 has no shift of bytes."""
+    if shift != place:
+        words, distance = T.reinterpret("uint16x32", vector), T.broadcast(T.uint16(abs(shift - place)), 32)
+        vector = T.reinterpret("uint8x64", words >> distance if shift > place else words << distance)
+    return vector if bits == 8 else vector & T.broadcast(T.uint8((2**bits - 1) << place), 64)
 
 
 def prefetch(packed: Any, block: Expr, step: Expr, vector: Expr, start: Expr = 0) -> None:

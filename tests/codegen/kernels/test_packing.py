@@ -7,7 +7,7 @@ import torch
 from lutra.codegen.kernels.packing import PackedLayout
 from lutra.codegen.targets import get_target
 from lutra.ir.errors import QuantizationError
-from lutra.ir.quantization import PER_CHANNEL, WeightFormat, bit_planes
+from lutra.ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat, bit_planes
 
 FORMATS = [
     WeightFormat(1, 32),
@@ -52,6 +52,20 @@ def test_lookup_bytes_hold_two_table_indices(random_weight, order):
         byte = packed[0, unit, plane, 64 * tile + (4 * r + slot if order == "row" else 16 * slot + r)].item()
         low, high = nibbles[plane, row, unit * 8 + slot], nibbles[plane, row, unit * 8 + 4 + slot]
         assert byte == low + 16 * high
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_each_bit_of_a_code_has_a_bit_of_a_dot_weight_to_itself(bits):
+    codes = torch.zeros(64 * bits, 64, dtype=torch.uint8)  # row n has bit n // 64 of the code in column n % 64 alone
+    rows = torch.arange(64 * bits)
+    codes[rows, rows % 64] = (1 << rows // 64).byte()
+    layout = PackedLayout("dot", WeightFormat(bits, 64), 64 * bits, 64, "row")
+    weight = QuantizedWeight(codes, torch.ones(64 * bits, 1).half(), None, layout.format)
+    packed = layout.pack(weight)[0].view(bits, 2, bits, 64, 4)  # [block, unit, vector, row, slot]
+    of_row = packed.permute(0, 3, 1, 2, 4).reshape(64 * bits, -1)  # 8 * bits bytes
+    set_bits = (of_row[..., None] >> torch.arange(8) & 1).flatten(1)
+    assert (set_bits.sum(1) == 1).all()
+    assert (set_bits.sum(0) == 1).all()
 
 
 def test_pair_order_puts_two_planes_of_a_row_side_by_side(random_weight):
