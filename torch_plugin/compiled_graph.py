@@ -48,6 +48,7 @@ class CompiledGraph:
         bound = [(position, tensor) for position, tensor in originals if tensor is not None]
         self._places = [position for position, _ in bound]
         self._bound = [tensor for _, tensor in bound]
+        # Each counts how often it was written to, unless it is of inference mode.
         self._counting = [tensor for tensor in self._bound if not tensor.is_inference()]
         self._versions = list(map(_VERSION, self._counting))
 
@@ -94,7 +95,6 @@ class CompiledGraph:
         return self._rebuilt(given)
 
     def _rebuilt(self, tensors: list[torch.Tensor]) -> Executable:
-        # How often each was written to; tensors of inference mode do not count that.
         versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
         key = (*map(id, tensors), *versions)
         if key not in self._others:

@@ -4,7 +4,6 @@ A row's codes of 16 columns are shifted out of copies of the few bytes that hold
 
 from dataclasses import replace
 from functools import reduce
-from itertools import groupby
 from operator import add
 from typing import Any
 
@@ -97,20 +96,16 @@ def _codes(layout: PackedLayout, packed: Any, block: Expr, unit: Expr, base: Exp
 
     if layout.family == "lookup":
         slots, bits = [c // 4 for c in range(LANES)], [4 * side + c % 4 for c in range(LANES)]
-        planes = range(layout.format.bits)
-        places = [0 if layout.format.scheme == "ternary" else plane for plane in planes]
-        fields = [[Field(plane, bit, 1, place) for bit in bits] for plane, place in zip(planes, places, strict=True)]
-        return reduce(add, (moved(lanes_of(plane, slots), slots, fields[plane]) for plane in planes))
+        places = [0 if layout.format.scheme == "ternary" else plane for plane in range(layout.format.bits)]
+        planes = [[Field(plane, bit, 1, place) for bit in bits] for plane, place in enumerate(places)]
+        return reduce(add, [moved(lanes_of(plane, slots), slots, fields) for plane, fields in enumerate(planes)])
     slots = [c % 4 for c in range(LANES)]
     parts = [quad_fields(layout.format.bits, 4 * side + quad) for quad in range(4)]
     terms = []
     for number in range(max(map(len, parts))):
         # No bits where a code has fewer parts than another.
         of_quads = [part[number] if number < len(part) else replace(part[0], bits=0) for part in parts]
-        runs = [len(list(run)) for _, run in groupby(field.vector for field in of_quads)]
-        width = runs[0] if len(set(runs)) == 1 else 1
-        pieces = [lanes_of(field.vector, slots[: 4 * width]) for field in of_quads[::width]]
-        words = T.bind(_concatenate(pieces, "int32", 4 * width))
+        words = T.bind(_concatenate([lanes_of(field.vector, slots[:4]) for field in of_quads], "int32", 4))
         terms.append(moved(words, slots, [field for field in of_quads for _ in range(4)]))
     return reduce(add, terms)
 

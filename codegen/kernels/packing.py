@@ -223,7 +223,7 @@ def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, u
             T.buffer_store(packed, byte, [block, unit, at.vector, base + at.offset])
 
     def quad_words(codes: Any, row: Expr, unit: Expr) -> list[Expr]:
-        return [T.reinterpret("uint32", codes[row, T.ramp(unit * UNIT + 4 * q, 1, 4)]) for q in range(8)]
+        return [T.reinterpret("uint32", codes[row, T.ramp(unit * UNIT + 4 * q, 1, 4)]) for q in range(QUADS)]
 
     def plane_bits(word: Expr, plane: int) -> Expr:
         if ternary:  # planes of equal weight: code >= 1 and code >= 2
@@ -249,7 +249,7 @@ def _repack_kernel(family: Family, bits: int, ternary: bool, order: SlotOrder, u
 
     def unpack_row(codes: Any, packed: Any, row: Expr, block: Expr, unit: Expr, base: Expr) -> None:
         words = [load_slots(packed, block, unit, vector, base) for vector in range(bits)]
-        for quad in range(8):
+        for quad in range(QUADS):
             out = u32(0)
             if family == "dot":
                 for part in quad_fields(bits, quad):

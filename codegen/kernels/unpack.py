@@ -84,8 +84,8 @@ def _planes_by_fields(
     for quad in range(QUADS):
         codes: Expr = None
         for place, (sides, bits) in enumerate(parts):
-            piece = field(sides[quad // 4], 2 * (quad % 4), bits)
-            codes = piece if codes is None else codes | piece << T.broadcast(T.uint8(2 * place), 64)
+            piece = field(sides[quad // 4], 2 * (quad % 4), bits, 2 * place)
+            codes = piece if codes is None else codes | piece
         store(quad, codes)
 
 

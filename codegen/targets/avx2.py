@@ -45,7 +45,9 @@ class Avx2(Target):
         # 8192x2048 from memory, one row, Gweights/s with one, two and four tiles: dot 4 bits 27, 33, 37, 8 bits 12, 14,
         # 20; lookups 2 bits 49, 48, 65. From four rows on sixteen registers count: dot 4 bits 103, 86, 86. Products in
         # float32 are bound by registers at once: two rows 4 bits 31, 24, 14.
-        return max(2 // rows, 1) if family == "float" else 4 if rows < 4 else 1
+        if family == "float":
+            return max(2 // rows, 1)
+        return 4 if rows < 4 else 1
 
     def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
         # Many rows: Zen 3, 8192x2048, 128 rows, 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Few: Zen 1,

@@ -220,6 +220,17 @@ def test_other_weights_at_the_same_graph_are_used(guards: dict[str, Any]):
         assert relative(a, b) < 0.05
 
 
+def test_weights_that_do_not_count_writes_are_known_by_identity():
+    with torch.inference_mode():
+        model = nn.Linear(64, 32, bias=False).eval()
+    fast = torch.compile(model, backend="lutra", options={"recipe": "none"})
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        assert relative(fast(x), model(x)) < 1e-5
+        model.weight = nn.Parameter(torch.randn(32, 64), requires_grad=False)
+        assert relative(fast(x), model(x)) < 1e-5
+
+
 class Pair(nn.Module):
     """Two linears, of 96 and 64 input features."""
 
