@@ -20,6 +20,7 @@ from .schedule import schedule_elementwise
 from .targets import Target
 from .targets.base import Family
 from .weights import to_data
+from .workspace import Workspace, with_workspace
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def _build(
     lowered: Lowered = timed("lower", lowering.run)
     if options.dump is not None:
         options.dump("relax.py", lowered.module.script())
-    module = timed("optimise", lambda: _pipeline()(lowered.module))
+    module, workspace = timed("optimise", lambda: _optimised(lowered.module))
     if options.dump is not None:
         options.dump("tir.py", module.script())
     # Bytecode: a step takes as long as when LLVM compiles the sequence of calls too, which takes 15 s for 16 layers.
@@ -78,16 +79,17 @@ def _build(
     manifest = {
         "weights": [to_data(w) for w in lowered.weights],
         "outputs": lowered.outputs,
+        "workspace": workspace.to_data(),
         "kernels": lowered.kernels,
         "fallbacks": lowered.fallbacks,
     }
     return timed("store", lambda: store.add(key, manifest, lambda path: library.export_library(str(path))))
 
 
-def _pipeline() -> tvm.transform.Pass:
-    """Relax to calls of scheduled functions over planned memory."""
+def _optimised(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
+    """Relax as calls of scheduled functions over planned memory, and the memory that `main` takes as parameters."""
     passes = relax.transform
-    return tvm.transform.Sequential(
+    plan = tvm.transform.Sequential(
         [
             passes.LegalizeOps(),
             passes.AnnotateTIROpPattern(),
@@ -101,6 +103,10 @@ def _pipeline() -> tvm.transform.Pass:
             passes.RemovePurityChecking(),
             passes.CallTIRRewrite(),
             passes.StaticPlanBlockMemory(),
+        ]
+    )
+    lower = tvm.transform.Sequential(
+        [
             passes.LowerAllocTensor(),
             passes.KillAfterLastUse(),
             passes.LowerRuntimeBuiltin(),
@@ -109,6 +115,8 @@ def _pipeline() -> tvm.transform.Pass:
             passes.AttachGlobalSymbol(),
         ]
     )
+    module, workspace = with_workspace(plan(module))
+    return lower(module), workspace
 
 
 def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:

@@ -1,5 +1,6 @@
 """A compiled graph that can be called: a library on disk bound to the weights of one parameter store."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .cache import Entry
 from .parallel import use_torch_threads
 from .runtime import register
 from .weights import ALIGNMENT, from_data
+from .workspace import Workspace
 
 Watch = Callable[[str, bool, int], None]
 """`watch(name, begins, bytes of weights)`."""
@@ -47,12 +49,15 @@ class Executable:
         self.sources = [from_data(data) for data in entry.manifest["weights"]]
         self._weights = [source.resolve(store) for source in self.sources]
         self._bound = [tvm_ffi.from_dlpack(weight) for weight in self._weights]
+        self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.manifest["workspace"]).tensors()]
+        self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> list[Any]:
         usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
         sizes = tuple(value for value in usable if isinstance(value, int))
         tensors = [value for value in usable if isinstance(value, torch.Tensor)]
-        results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound)
+        with self._lock:  # the machine and the workspace serve one call at a time
+            results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound, *self._workspace)
         return [
             usable[value] if kind == "input" else self._result(kind, value, results) for kind, value in self._outputs
         ]
