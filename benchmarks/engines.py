@@ -61,9 +61,19 @@ PEERS = ("eager", "inductor", "torchao-int4")
 class TorchEngine:
     """One way to run the model, in this process; `name`: one of `PEERS` or a recipe.
 
-    A generation is a prompt of `[batch, prompt]` random tokens, then `new_tokens` greedy ones over a static cache."""
+    A generation is a prompt of `[batch, prompt]` random tokens, then `new_tokens` greedy ones over a static cache.
+    Without `module_guards`, Dynamo does not look at every module before every call (docs/options.md)."""
 
-    def __init__(self, name: str, shape: str, prompt: int, new_tokens: int, threads: int, batch: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        shape: str,
+        prompt: int,
+        new_tokens: int,
+        threads: int,
+        batch: int = 1,
+        module_guards: bool = True,
+    ) -> None:
         torch.set_num_threads(threads)
         self.model = empty_model(shape)
         self._bare = resident()
@@ -80,10 +90,13 @@ class TorchEngine:
         self._cache.early_initialization(batch, heads, head_size, torch.bfloat16, torch.device("cpu"))
         self._forward: Callable[..., Any] = self.model
         self._saved = _quantize_with_torchao(self.model) if name == "torchao-int4" else 0
+        options: dict[str, Any] = (
+            {} if module_guards else {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        )
         if name in ("inductor", "torchao-int4"):
-            self._forward = torch.compile(self.model, dynamic=False)
+            self._forward = torch.compile(self.model, dynamic=False, options=options or None)
         elif self._lutra:
-            options = {"recipe": name, "release_weights": True}
+            options |= {"recipe": name, "release_weights": True}
             self._forward = torch.compile(self.model, backend="lutra", dynamic=False, options=options)
 
     def first_call(self) -> float:

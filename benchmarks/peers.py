@@ -4,6 +4,7 @@
     python benchmarks/peers.py
     python benchmarks/peers.py --engines llama.cpp:Q4_0,w4 --prompt 512 --rounds 5
     python benchmarks/peers.py --engines w2-lut --batch 8
+    python benchmarks/peers.py --no-module-guards       # of all that torch compiles: docs/options.md
 
 Engines: `eager`, `inductor`, `torchao-int4` (with inductor, bfloat16), `openvino-int4`, `llama.cpp:TYPE` for Q4_0,
 Q8_0, Q2_K, TQ1_0, TQ2_0 and F16, and recipes of lutra. Weights are random. Every engine lives in a process of its own
@@ -42,13 +43,16 @@ ALL = (
 
 @dataclass(frozen=True)
 class Setting:
-    """What every engine does: `batch` prompts of `prompt` tokens, then `new_tokens` each, on `threads` cores."""
+    """What every engine does: `batch` prompts of `prompt` tokens, then `new_tokens` each, on `threads` cores.
+
+    `module_guards`: see `TorchEngine`."""
 
     shape: str
     prompt: int
     new_tokens: int
     threads: int
     batch: int
+    module_guards: bool
 
 
 @dataclass(frozen=True)
@@ -195,9 +199,10 @@ def _of_ceiling(name: str, ceiling: float, results: Mapping[str, Result]) -> flo
 
 def table(results: Mapping[str, Result], setting: Setting, ceiling: float) -> Table:
     """One row an engine."""
+    guards = "" if setting.module_guards else ", no guards on modules"
     title = (
         f"Llama {setting.shape}, prompt {setting.prompt}, {setting.new_tokens} new tokens, batch {setting.batch},\n"
-        f"{setting.threads} threads; read ceiling {ceiling / 1e9:.1f} GB/s"
+        f"{setting.threads} threads{guards}; read ceiling {ceiling / 1e9:.1f} GB/s"
     )
     result = Table("engine", "decode tok/s", "prefill tok/s", "read MB/token", "of ceiling", title=title)
     for column in result.columns[1:]:
@@ -216,6 +221,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=3)] = 32,
     threads: Annotated[int, typer.Option(min=1)] = 2,
     batch: Annotated[int, typer.Option(help="prompts at a time", min=1)] = 1,
+    module_guards: Annotated[bool, typer.Option(help="Dynamo looks at all modules before a call")] = True,
     openvino: Annotated[Path, typer.Option(help="the Python that has it")] = ROOT / ".venv-openvino/bin/python",
     folder: Annotated[Path | None, typer.Option(help="keep the peers' model files there")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there as well")] = None,
@@ -225,7 +231,7 @@ def main(
     console.width = max(console.width, 100)  # the table's; a pipe has no width of its own
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape!r} is not one of {', '.join(SHAPES)}", param_hint="--shape")
-    setting = Setting(shape, prompt, new_tokens, threads, batch)
+    setting = Setting(shape, prompt, new_tokens, threads, batch, module_guards)
     names = list(dict.fromkeys(engines.split(",")))
     try:
         with tempfile.TemporaryDirectory(prefix="lutra-peers-") as scratch:

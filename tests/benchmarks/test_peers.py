@@ -27,12 +27,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_engines_and_the_read_ceiling_take_turns_and_figures_go_to_a_file(tmp_path: Path):
     figures = tmp_path / "figures.json"
-    done = run("--engines", "eager,w2-lut", "--batch", "2", "--json", str(figures))
+    done = run("--engines", "eager,w2-lut", "--batch", "2", "--no-module-guards", "--json", str(figures))
     assert done.returncode == 0, done.stderr
     rounds = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("round")]
     assert rounds == ["ceiling", "eager", "w2-lut"] * 2
     data = json.loads(figures.read_text())
-    assert data["ceiling"] > 1e8 and data["batch"] == 2
+    assert data["ceiling"] > 1e8 and data["batch"] == 2 and data["module_guards"] is False
     assert data["engines"]["w2-lut"]["weights"] < 0.3 * data["engines"]["eager"]["weights"]
 
 
@@ -47,7 +47,7 @@ def test_an_engine_that_cannot_run_is_one_clear_line():
     [("openvino-int4", 1, "make peers"), ("llama.cpp:Q4_0", 8, "one prompt at a time"), ("w44", 1, "w44")],
 )
 def test_what_is_missing_is_named(peers: ModuleType, engine: str, batch: int, message: str, tmp_path: Path):
-    setting = peers.Setting("tiny", 8, 4, 2, batch)
+    setting = peers.Setting("tiny", 8, 4, 2, batch, module_guards=True)
     with (
         pytest.raises(LutraError, match=message),
         peers.open_engine(engine, setting, tmp_path, tmp_path / "python") as e,
