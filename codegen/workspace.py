@@ -19,6 +19,7 @@ KEPT_BYTES = 1 << 20
 """Larger storages are of prompts, whose kernels take much longer than to allocate them: these stay with the pool that
 all executables share."""
 _ALIGNMENT = 64
+_STORAGE, _TENSOR = "relax.memory.alloc_storage", "relax.memory.alloc_tensor"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def with_workspace(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
     if any(isinstance(binding.value, relax.If) for binding in bindings):
         return module, Workspace()  # branches read variables that would no longer be bound
-    hoisting = _Hoisting()
+    hoisting = _Hoisting({b.value.args[0] for b in bindings if _operator(b.value) == _TENSOR and not _is_static(b.var)})
     bindings = [kept for binding in bindings if (kept := hoisting.take(binding)) is not None]
     body = hoisting.substitute(main.body.body)
     function = relax.Function(
@@ -84,8 +85,9 @@ def with_workspace(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
 
 @dataclass
 class _Hoisting:
-    """What is known of the bindings so far."""
+    """What is known of the bindings so far. `shapeless`: storages of tensors whose shape is not known, which stay."""
 
+    shapeless: set[relax.Var]
     size: int = 0
     views: dict[View, relax.Var] = field(default_factory=dict)
     """The new parameters."""
@@ -108,23 +110,23 @@ class _Hoisting:
 
     def _kept(self, var: relax.Var, value: relax.Expr) -> relax.Expr | None:
         """What stands for `var` when it is a storage, a tensor or a view in the workspace."""
-        name = value.op.name if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) else ""
-        if name == "relax.memory.alloc_storage":
+        operator = _operator(value)
+        if operator == _STORAGE:
             size = _static(value.args[0])
-            if size is None or size[0] > KEPT_BYTES:
+            if size is None or size[0] > KEPT_BYTES or var in self.shapeless:
                 return None
             self._storages[var] = self.size
             self.size += -(-size[0] // _ALIGNMENT) * _ALIGNMENT
             return var
-        start: int | None = None
-        if name == "relax.memory.alloc_tensor" and value.args[0] in self._storages:
-            start = self._storages[value.args[0]] + int(value.args[1].value)
-        elif name == "relax.reshape" and value.args[0] in self._places:
-            start = self._places[value.args[0]].offset
-        shape = _static(var.ty.shape) if start is not None else None
-        return None if start is None or shape is None else self._parameter(View(start, shape, str(var.ty.dtype)))
+        if operator == _TENSOR and value.args[0] in self._storages:
+            return self._parameter(self._storages[value.args[0]] + int(value.args[1].value), var)
+        if operator == "relax.reshape" and value.args[0] in self._places and _is_static(var):
+            return self._parameter(self._places[value.args[0]].offset, var)
+        return None
 
-    def _parameter(self, view: View) -> relax.Var:
+    def _parameter(self, offset: int, like: relax.Var) -> relax.Var:
+        """The parameter with shape and dtype of `like` at `offset`."""
+        view = View(offset, _static(like.ty.shape) or (), str(like.ty.dtype))
         if view not in self.views:
             var = relax.Var(f"workspace{len(self.views)}", relax.TensorType(view.shape, view.dtype))
             self.views[view] = var
@@ -144,6 +146,15 @@ class _Hoisting:
             args = [self.substitute(argument) for argument in expr.args]
             return relax.Call(expr.op, args, expr.attrs, expr.ty_args, expr.span)
         return expr
+
+
+def _operator(value: relax.Expr) -> str:
+    """The name of the operator that `value` calls, if it does."""
+    return value.op.name if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op) else ""
+
+
+def _is_static(tensor: relax.Var) -> bool:
+    return _static(tensor.ty.shape) is not None
 
 
 def _static(shape: Any) -> tuple[int, ...] | None:

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from lutra.codegen.workspace import KEPT_BYTES, View, Workspace
+from lutra.codegen.workspace import KEPT_BYTES, View, Workspace, with_workspace
 from lutra.torch_plugin.report import states_of
 from torch import nn
+from tvm.script import ir as I
+from tvm.script import relax as R
+from tvm.script import tirx as T
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,37 @@ def test_views_lie_where_they_were_planned():
     assert scalar.data_ptr() % 64 == 0 and matrix.data_ptr() - scalar.data_ptr() == 64
     assert matrix.data_ptr() != workspace.tensors()[0].data_ptr(), "every executable has its own"
     assert Workspace().tensors() == []
+
+
+@I.ir_module
+class Planned:
+    @R.function
+    def main(x: R.Tensor(("n", 4), "float32")) -> R.Tensor(dtype="float32"):
+        R.func_attr({"relax.force_pure": True})
+        n = T.int64()
+        small = R.memory.alloc_storage(R.shape([96]), 0, "global", "float32")
+        a = R.memory.alloc_tensor(small, 0, R.shape([2, 12]), "float32")
+        _ = R.call_packed("fill", x, a, ty_args=(R.Tuple(),))
+        flat = R.reshape(a, R.shape([24]))
+        pair = (a, flat)
+        again = R.memory.alloc_tensor(small, 0, R.shape([24]), "float32")
+        large = R.memory.alloc_storage(R.shape([2097152]), 0, "global", "float32")
+        b = R.memory.alloc_tensor(large, 0, R.shape([1024, 512]), "float32")
+        some = R.memory.alloc_storage(R.shape([4096]), 0, "global", "float32")
+        c = R.memory.alloc_tensor(some, 0, R.shape([n, 4]), "float32")
+        second = pair[1]
+        _1 = R.call_packed("use", second, again, b, c, ty_args=(R.Tuple(),))
+        out = R.builtin.alloc_tensor(R.shape([n, 4]), "float32", 0)
+        return out
+
+
+def test_small_storages_of_tensors_with_known_shapes_are_taken():
+    module, workspace = with_workspace(Planned)
+    assert workspace == Workspace(128, (View(0, (2, 12), "float32"), View(0, (24,), "float32")))
+    text = module.script()
+    assert 'call_packed("fill", x, workspace0,' in text
+    assert 'call_packed("use", workspace1, workspace1, b, c,' in text
+    assert text.count("memory.alloc_storage") == 2, "a large one, and one of a tensor whose shape is not known"
 
 
 class Views(nn.Module):
