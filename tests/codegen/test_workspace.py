@@ -108,10 +108,9 @@ def step(fast: Callable[..., Any], cache: Any, count: int) -> torch.Tensor:
         return fast(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
 
 
-@pytest.mark.parametrize("recipe", ["none", "w2-lut", "w4"])
-def test_a_decode_step_makes_its_results_alone(recipe: str):
+def test_a_decode_step_makes_its_results_alone():
     model = llama()
-    fast = torch.compile(model, backend="lutra", dynamic=False, options={"recipe": recipe})
+    fast = torch.compile(model, backend="lutra", dynamic=False, options={"recipe": "w2-lut"})
     cache = tf.StaticCache(config=model.config, max_cache_len=64)
     for count in (9, 1):
         step(fast, cache, count)
