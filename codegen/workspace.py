@@ -14,11 +14,11 @@ import tvm
 from tvm import relax
 
 from . import memory
+from .weights import ALIGNMENT
 
 KEPT_BYTES = 1 << 20
 """Larger storages are of prompts, whose kernels take much longer than to allocate them: these stay with the pool that
 all executables share."""
-_ALIGNMENT = 64
 _STORAGE, _TENSOR = "relax.memory.alloc_storage", "relax.memory.alloc_tensor"
 
 
@@ -63,11 +63,10 @@ class Workspace:
 def with_workspace(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
     """`module` after `StaticPlanBlockMemory`, whose `main` takes small planned tensors of static shape as parameters.
 
-    Only what was planned is taken: nothing that the function returns is in such a storage."""
+    Only what was planned is taken: nothing that the function returns is in such a storage. `main` has no branches, as
+    lowering makes it."""
     main = module["main"]
     bindings = [binding for block in main.body.blocks for binding in block.bindings]
-    if any(isinstance(binding.value, relax.If) for binding in bindings):
-        return module, Workspace()  # branches read variables that would no longer be bound
     hoisting = _Hoisting({b.value.args[0] for b in bindings if _operator(b.value) == _TENSOR and not _is_static(b.var)})
     bindings = [kept for binding in bindings if (kept := hoisting.take(binding)) is not None]
     body = hoisting.substitute(main.body.body)
@@ -91,9 +90,8 @@ class _Hoisting:
     size: int = 0
     views: dict[View, relax.Var] = field(default_factory=dict)
     """The new parameters."""
-    _storages: dict[relax.Var, int] = field(default_factory=dict)
-    """Where a storage begins."""
-    _places: dict[relax.Var, View] = field(default_factory=dict)
+    _offsets: dict[relax.Var, int] = field(default_factory=dict)
+    """Where a storage or a parameter begins."""
     _values: dict[relax.Var, relax.Expr] = field(default_factory=dict)
     """What stands for a variable that is no longer bound."""
 
@@ -115,14 +113,13 @@ class _Hoisting:
             size = _static(value.args[0])
             if size is None or size[0] > KEPT_BYTES or var in self.shapeless:
                 return None
-            self._storages[var] = self.size
-            self.size += -(-size[0] // _ALIGNMENT) * _ALIGNMENT
+            self._offsets[var] = self.size
+            self.size += -(-size[0] // ALIGNMENT) * ALIGNMENT
             return var
-        if operator == _TENSOR and value.args[0] in self._storages:
-            return self._parameter(self._storages[value.args[0]] + int(value.args[1].value), var)
-        if operator == "relax.reshape" and value.args[0] in self._places and _is_static(var):
-            return self._parameter(self._places[value.args[0]].offset, var)
-        return None
+        if operator not in (_TENSOR, "relax.reshape") or value.args[0] not in self._offsets or not _is_static(var):
+            return None
+        offset = self._offsets[value.args[0]]
+        return self._parameter(offset + int(value.args[1].value) if operator == _TENSOR else offset, var)
 
     def _parameter(self, offset: int, like: relax.Var) -> relax.Var:
         """The parameter with shape and dtype of `like` at `offset`."""
@@ -130,7 +127,7 @@ class _Hoisting:
         if view not in self.views:
             var = relax.Var(f"workspace{len(self.views)}", relax.TensorType(view.shape, view.dtype))
             self.views[view] = var
-            self._places[var] = view
+            self._offsets[var] = offset
         return self.views[view]
 
     def substitute(self, expr: Any) -> Any:

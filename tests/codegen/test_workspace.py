@@ -1,13 +1,7 @@
 """Intermediate results in memory that an executable keeps."""
 
-import threading
-from collections import Counter
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-import transformers as tf
 from lutra.codegen.workspace import KEPT_BYTES, View, Workspace, with_workspace
 from lutra.torch_plugin.report import states_of
 from torch import nn
@@ -90,67 +84,12 @@ def test_results_of_one_call_outlive_the_next():
             torch.testing.assert_close(got, model(x))
 
 
-def llama() -> Any:
-    config = tf.LlamaConfig(
-        vocab_size=256,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    return tf.LlamaForCausalLM(config).eval()
-
-
-def step(fast: Callable[..., Any], cache: Any, count: int) -> torch.Tensor:
-    with torch.no_grad():
-        ids = torch.randint(0, 256, (1, count))
-        return fast(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-
-
-def test_a_decode_step_makes_its_results_alone():
-    model = llama()
-    fast = torch.compile(model, backend="lutra", dynamic=False, options={"recipe": "w2-lut"})
-    cache = tf.StaticCache(config=model.config, max_cache_len=64)
-    for count in (9, 1):
-        step(fast, cache, count)
-    graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
-    calls: Counter[str] = Counter()
-    with graph.executable.watched(lambda name, begins, _: calls.update([name] if begins else []), lambda begins: None):
-        step(fast, cache, 1)
-    assert calls["decode_attention"] == 2
-    assert (calls["vm.builtin.alloc_tensor"], calls["vm.builtin.make_tuple"]) == (1, 1)  # the logits, and all results
-
-
 def test_what_a_prompt_computes_is_left_to_the_pool():
-    model = llama()
-    fast = torch.compile(model, backend="lutra", dynamic=False)
-    cache = tf.StaticCache(config=model.config, max_cache_len=3000)
-    step(fast, cache, 2900)
-    (graph,) = [g for state in states_of(model) for g in state.graphs]
+    fast = torch.compile(Views().eval(), backend="lutra", dynamic=False)
+    rows = KEPT_BYTES // 64
+    with torch.no_grad():
+        fast(torch.randn(rows, 16))
+    (graph,) = [g for state in states_of(fast) for g in state.graphs]
     parts = [torch.from_dlpack(tensor) for tensor in graph.executable._workspace]
     assert all(part.nbytes <= KEPT_BYTES for part in parts)
-    assert KEPT_BYTES < 2900 * 256 * 4, "a hidden layer of the prompt would not fit"
-
-
-def test_threads_may_call_one_model_at_a_time_together():
-    model = llama()
-    fast = torch.compile(model, backend="lutra", dynamic=False)
-    prompts = [torch.randint(0, 256, (1, 24)) for _ in range(4)]
-    with torch.no_grad():
-        expected = [model(x, use_cache=False).logits for x in prompts]
-        fast(prompts[0], use_cache=False)
-    wrong: list[float] = []
-
-    def call(number: int) -> None:
-        with torch.no_grad():
-            for _ in range(50):
-                error = (fast(prompts[number], use_cache=False).logits - expected[number]).abs().max().item()
-                wrong.extend([error] if not error < 1e-4 else [])
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert rows * 32 * 4 > KEPT_BYTES, "the linear's result would not fit"

@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lutra.codegen.targets import TARGETS, get_target
 from lutra.ir.gptq import Gptq
 from lutra.ir.quantization import WeightFormat, dequantize
 from lutra.ir.rounding import RoundToNearest
+from lutra.torch_plugin.report import states_of
 from torch import nn
 
 
@@ -205,6 +208,41 @@ def test_caches_are_updated_in_place():
     assert before == [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
     decode = [r for r in lutra.reports(fast) if r.phase == "decode"][-1]
     assert decode.kernels["rope_kv_update"] == 2 and "torch:copy" not in decode.kernels
+
+
+def test_a_decode_step_makes_its_results_alone():
+    """All else lies in the workspace of the executable."""
+    model = llama()
+    fast = torch.compile(model, backend="lutra", dynamic=False, options={"recipe": "w2-lut"})
+    tokens = torch.randint(0, 256, (1, 5))
+    _, cache = steps(fast, model.config, tokens)
+    graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
+    calls: Counter[str] = Counter()
+
+    def count(name: str, begins: bool, _: int) -> None:
+        calls[name] += begins
+
+    with graph.executable.watched(count, lambda begins: None), torch.no_grad():
+        fast(tokens[:, :1], past_key_values=cache, use_cache=True)
+    assert calls["decode_attention"] == 2
+    assert (calls["vm.builtin.alloc_tensor"], calls["vm.builtin.make_tuple"]) == (1, 1)  # the logits, and all results
+
+
+def test_threads_that_call_one_model_take_turns():
+    model = llama()
+    fast = torch.compile(model, backend="lutra", dynamic=False)
+    prompts = [torch.randint(0, 256, (1, 24)) for _ in range(4)]
+    with torch.no_grad():
+        expected = [model(x, use_cache=False).logits for x in prompts]
+        fast(prompts[0], use_cache=False)
+
+    def call(number: int) -> list[float]:
+        with torch.no_grad():
+            return [relative(fast(prompts[number], use_cache=False).logits, expected[number]) for _ in range(50)]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        errors = [error for found in pool.map(call, range(len(prompts))) for error in found]
+    assert all(error < 1e-4 for error in errors)
 
 
 @pytest.mark.parametrize("guards", [{}, {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}])
