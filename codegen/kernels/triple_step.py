@@ -7,7 +7,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..targets.base import TILE_ROWS, Expr, Target
 from .registers import every, field, loader, prefetch
-from .triples import FOURS, LAST_VECTOR, SIGNED_VECTORS, SPAN, SPAN_BYTES, TRIPLES, Bits, index_bits, sign_bit
+from .triples import FOURS, LAST_VECTOR, SIGNED_VECTORS, SPAN, TRIPLES, Bits, index_bits, sign_bit
 from .vector_math import constants
 
 if TYPE_CHECKING:
@@ -93,10 +93,12 @@ def _by_pairs(step: "ProductStep", g: Expr) -> list[list[Expr]]:
     first, inside = _spans(step, g)
     with T.serial(0, inside) as i:
         span = T.bind(first + i)
-        for vector in range(SPAN_BYTES):
-            prefetch(step.operands.packed, step.block, span, vector)
         with T.serial(0, TRIPLES // 8) as eight:  # those that share a byte of signs
+            for byte in (*(4 * eight + i for i in range(4)), 22 + eight):
+                prefetch(step.operands.packed, step.block, span, byte)
             _look_up_pairs(step, span, 8 * eight, [[0, 1], [2, 3], [4, 5], [6, 7]], accs)
+        for byte in (20, 21):
+            prefetch(step.operands.packed, step.block, span, byte)
         _look_up_pairs(step, span, T.int32(0), [[40, 41], [42]], accs)
     sums: list[list[Expr]] = []
     for first_tile in range(0, len(step.tiles), 2):

@@ -369,6 +369,17 @@ def test_unknown_operators_run_in_torch_and_strict_names_them():
         torch.testing.assert_close(Sorted()(x), torch.sort(x).values + 1)
 
 
+def test_strict_takes_the_code_that_was_compiled_without_it_where_nothing_falls_back(tmp_path: Path):
+    model, x = nn.Linear(32, 8), torch.randn(2, 32)
+    for strict, cache in ((False, "miss"), (True, "hit")):
+        torch._dynamo.reset()
+        options: dict[str, Any] = {"cache_dir": tmp_path, "strict": strict}
+        fast: Any = torch.compile(model, backend="lutra", options=options)
+        with torch.no_grad():
+            torch.testing.assert_close(fast(x), model(x))
+        assert lutra.reports(fast)[-1].cache.startswith(cache)
+
+
 SCRIPT = """
 import sys, torch, lutra
 torch.manual_seed(0)

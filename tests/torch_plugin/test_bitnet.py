@@ -155,32 +155,28 @@ def model_of(kind: str) -> Any:
     return model.eval()
 
 
-def generated(model: Any) -> torch.Tensor:
+def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens `[1, P + 6]` and the logits `[6, V]` of the new ones."""
     keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
+    keywords |= {"return_dict_in_generate": True, "output_logits": True}
     with torch.no_grad():
-        return model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6, **keywords)
+        done = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6, **keywords)
+    return done.sequences, torch.cat(done.logits)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: str):
     model = model_of(kind)
-    expected = generated(model)
-    with torch.no_grad():
-        eager = model(IDS).logits
-    options: dict[str, Any] = {
-        "recipe": "none",
-        "cache_dir": tmp_path / "cache",
-        "strict": True,
-        "release_weights": True,
-    }
-    model.compile(backend="lutra", options=options)
-    assert torch.equal(generated(model), expected)
-    with torch.no_grad():
-        assert (model(IDS).logits - eager).norm() < 1e-5 * eager.norm()
+    expected, eager = generated(model)
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "strict": True}
+    model.compile(backend="lutra", options={**options, "recipe": "none", "release_weights": True})
+    tokens, logits = generated(model)
+    assert torch.equal(tokens, expected)
+    assert (logits - eager).norm() < 1e-5 * eager.norm()
     for report in lutra.reports(model):
         assert sum(count for name, count in report.kernels.items() if name.endswith("t2gc")) == 14
     lutra.pack(model, tmp_path / "packed")
     torch._dynamo.reset()
     other = model_of(kind)
-    loaded = lutra.load(tmp_path / "packed", other, {"cache_dir": tmp_path / "cache"})
-    assert torch.equal(generated(loaded), expected)
+    loaded = lutra.load(tmp_path / "packed", other, options)
+    assert torch.equal(generated(loaded)[0], expected)
