@@ -94,11 +94,7 @@ def _by_pairs(step: "ProductStep", g: Expr) -> list[list[Expr]]:
     with T.serial(0, inside) as i:
         span = T.bind(first + i)
         with T.serial(0, TRIPLES // 8) as eight:  # those that share a byte of signs
-            for byte in (*(4 * eight + i for i in range(4)), 22 + eight):
-                prefetch(step.operands.packed, step.block, span, byte)
             _look_up_pairs(step, span, 8 * eight, [[0, 1], [2, 3], [4, 5], [6, 7]], accs)
-        for byte in (20, 21):
-            prefetch(step.operands.packed, step.block, span, byte)
         _look_up_pairs(step, span, T.int32(0), [[40, 41], [42]], accs)
     sums: list[list[Expr]] = []
     for first_tile in range(0, len(step.tiles), 2):
@@ -114,6 +110,11 @@ def _look_up_pairs(
     """Triples of a span, by twos and counted from `first` (a multiple of 8), for every chosen row.
 
     Two tiles at a time: the accumulators of four do not fit in 16 registers."""
+    triples = [triple for pair in pairs for triple in pair]
+    of_indices = {index_bits(triple).byte for triple in triples}
+    of_signs = {sign_bit(triple).byte for triple in triples} - of_indices
+    for byte in (*(first // 2 + b for b in sorted(of_indices)), *(first // 8 + b for b in sorted(of_signs))):
+        prefetch(step.operands.packed, step.block, span, byte)
     for half_block in range(0, len(step.tiles), 2):
         rows = T.ramp(step.tiles[half_block] * TILE_ROWS, 1, 2 * TILE_ROWS)
         for pair in pairs:

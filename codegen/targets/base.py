@@ -205,7 +205,7 @@ class Target(ABC):
     def faster_family(self, format: WeightFormat) -> Family:
         """The family of kernels that is faster; triples where they fit.
 
-        No triples unless a target says so: they save a sixth of the bytes, but on Zen 3 with AVX2 a step of a ternary
-        1.1B Llama takes as long with them as with lookups (22.3 ms, in turns), and a prompt of 128 tokens 1.4 times as
-        long."""
+        No triples unless a target says so: they save a sixth of the bytes, but on Zen 3 with AVX2
+        (`benchmarks/linear.py --weights ternary --rows 1,128`, two runs) they took as long as lookups with one row (338
+        and 287 us to 347 and 310) and 1.3 to 1.4 times as long with 128."""
         return "lookup" if format.bits <= self.lookup_up_to else "dot"

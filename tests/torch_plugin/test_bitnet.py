@@ -155,22 +155,13 @@ def model_of(kind: str) -> Any:
     return model.eval()
 
 
-def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens `[1, P + 6]` and the logits `[6, V]` of the new ones."""
-    keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
-    keywords |= {"return_dict_in_generate": True, "output_logits": True}
-    with torch.no_grad():
-        done = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6, **keywords)
-    return done.sequences, torch.cat(done.logits)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: str):
+def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: str, generated: Any):
     model = model_of(kind)
-    expected, eager = generated(model)
+    expected, eager = generated(model, IDS)
     options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "strict": True}
     model.compile(backend="lutra", options={**options, "recipe": "none", "release_weights": True})
-    tokens, logits = generated(model)
+    tokens, logits = generated(model, IDS)
     assert torch.equal(tokens, expected)
     assert (logits - eager).norm() < 1e-5 * eager.norm()
     for report in lutra.reports(model):
@@ -179,4 +170,4 @@ def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: s
     torch._dynamo.reset()
     other = model_of(kind)
     loaded = lutra.load(tmp_path / "packed", other, options)
-    assert torch.equal(generated(loaded)[0], expected)
+    assert torch.equal(generated(loaded, IDS)[0], expected)

@@ -30,15 +30,6 @@ def made(kind: str) -> Any:
     return model.eval()
 
 
-def generated(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens `[1, P + 6]` and the logits `[6, V]` of the new ones."""
-    keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}
-    keywords |= {"return_dict_in_generate": True, "output_logits": True}
-    with torch.no_grad():
-        done = model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=6, min_new_tokens=6, **keywords)
-    return done.sequences, torch.cat(done.logits)
-
-
 def recipe(*passes: Any) -> dict[str, Any]:
     return {"lutra": 1, "name": "r", "passes": [{"fuse": {}}, *passes]}
 
@@ -57,11 +48,11 @@ def fresh() -> None:
     [("qwen2", [BUDGET]), ("llama", [PARTS]), ("qwen2", [])],
     ids=["budget", "attention stays plain", "none"],
 )
-def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes: list[Any]):
+def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes: list[Any], generated: Any):
     model = made(kind)
     options = {"cache_dir": tmp_path / "cache", "release_weights": True}
     model.compile(backend="lutra", options={**options, "recipe": recipe(*passes)})
-    tokens, logits = generated(model)
+    tokens, logits = generated(model, IDS)
     size = lutra.pack(model, tmp_path / "packed")
     assert size == sum((tmp_path / "packed" / f"{name}.safetensors").stat().st_size for name in ("packed", "plain"))
     stored = sum(p.nbytes for p in model.parameters())
@@ -69,7 +60,7 @@ def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes
     torch._dynamo.reset()
     loaded: Any = lutra.load(tmp_path / "packed", options={"cache_dir": tmp_path / "cache"})
     assert type(loaded) is type(model)
-    loaded_tokens, loaded_logits = generated(loaded)
+    loaded_tokens, loaded_logits = generated(loaded, IDS)
     assert torch.equal(loaded_tokens, tokens)
     assert torch.equal(loaded_logits, logits)
     assert all(report.passes for report in lutra.reports(loaded))
@@ -77,10 +68,10 @@ def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
-def test_another_process_needs_the_folder_alone(tmp_path: Path):
+def test_another_process_needs_the_folder_alone(tmp_path: Path, generated: Any):
     model = made("llama")
     model.compile(backend="lutra", options={"recipe": "w4", "cache_dir": tmp_path / "cache"})
-    expected, _ = generated(model)
+    expected, _ = generated(model, IDS)
     lutra.pack(model, tmp_path / "packed")
     shutil.move(tmp_path / "packed", tmp_path / "moved")
     script = (
