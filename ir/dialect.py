@@ -202,23 +202,35 @@ def _check_norm(op: Any) -> str | None:
     return None
 
 
-class RopeOp(Lutra.Operation, name="rope", traits=[Pure]):
-    """Rotary position embedding in its rotate-half form (Su et al. 2021): `out = x * cos + rotate_half(x) * sin`.
+ROPE_PAIRS = ("halves", "adjacent", "adjacent_to_halves")
+"""How `lutra.rope` pairs the D columns of a head. `halves`: column i with i + D/2 (Llama); `adjacent`: 2i with 2i + 1
+(GPT-J, Cohere, GLM); `adjacent_to_halves`: reads 2i and 2i + 1, writes i and i + D/2 (DeepSeek)."""
 
-    x `[B, H, S, D]`; cos, sin `[B or 1, S, D]`, broadcast over heads. `rotate_half(x) = concat(-x[D/2:], x[:D/2])`."""
+
+class RopeOp(Lutra.Operation, name="rope", traits=[Pure]):
+    """Rotary position embedding (Su et al. 2021): `out = y * cos + turned(y) * sin`, each product and the sum rounded.
+
+    x `[B, H, S, D]`; cos, sin `[B or 1, S, D]`, broadcast over heads. `pairs` (see `ROPE_PAIRS`): `turned(y)` is
+    `concat(-y[D/2:], y[:D/2])`, or for `adjacent` `-y[2i + 1]` at 2i and `y[2i]` at 2i + 1. y is x, for
+    `adjacent_to_halves` `concat(x[0::2], x[1::2])`."""
 
     x: Operand[Any]
     cos: Operand[Any]
     sin: Operand[Any]
+    pairs: StringAttr
     out: Result[Any]
 
     @staticmethod
     def _check(op: Any) -> str | None:
-        x, cos = tensor_type(op.x.type).shape, tensor_type(op.cos.type).shape
-        if len(x) != 4 or len(cos) != 3:
-            return f"x must be [B, H, S, D] and cos [B, S, D], got ranks {len(x)} and {len(cos)}"
-        if _differ(x[-1], cos[-1]) or _differ(x[2], cos[1]):
-            return f"cos {list(cos)} does not fit x {list(x)}"
+        x, pairs = tensor_type(op.x.type).shape, op.attributes["pairs"].value
+        if pairs not in ROPE_PAIRS:
+            return f"pairs {pairs!r} is not one of {', '.join(ROPE_PAIRS)}"
+        for table in (op.cos, op.sin):
+            shape = tensor_type(table.type).shape
+            if len(x) != 4 or len(shape) != 3:
+                return f"x must be [B, H, S, D] and cos [B, S, D], got ranks {len(x)} and {len(shape)}"
+            if _differ(x[-1], shape[-1]) or _differ(x[2], shape[1]):
+                return f"cos or sin {list(shape)} does not fit x {list(x)}"
         return "head size must be even" if x[-1] is not None and x[-1] % 2 else None
 
     verify_invariants = staticmethod(_verifier(lambda op: RopeOp._check(op)))

@@ -67,10 +67,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: fl
     return F.layer_norm(x.float(), weight.shape, weight.float(), shift, eps).to(x.dtype)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, pairs: str = "halves") -> Tensor:
     """`lutra.rope`; shape and dtype of x."""
-    low, high = x.chunk(2, -1)
-    return x * cos.unsqueeze(1) + torch.cat((-high, low), -1) * sin.unsqueeze(1)
+    if pairs == "adjacent":
+        turned = torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+    else:
+        x = x if pairs == "halves" else torch.cat((x[..., ::2], x[..., 1::2]), -1)
+        low, high = x.chunk(2, -1)
+        turned = torch.cat((-high, low), -1)
+    return x * cos.unsqueeze(1) + turned * sin.unsqueeze(1)
 
 
 def gated_mlp(gate: Tensor, up: Tensor | None = None, *, activation: str) -> Tensor:

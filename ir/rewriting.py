@@ -219,6 +219,13 @@ def build_torch(name: str, rewriter: Any, at: Any, operands: Sequence[Any], type
     return op.results[0]
 
 
+def build_list(rewriter: Any, at: Any, tensors: Sequence[Value]) -> Value:
+    """A list of tensors before `at`."""
+    with rewriter.ip, at.location:
+        type_ = ir.Type.parse("!torch.list<vtensor>")
+        return ir.Operation.create("torch.prim.ListConstruct", results=[type_], operands=list(tensors)).results[0]
+
+
 def _integer(value: int | torch.dtype) -> Value:
     number = TORCH_DTYPE_TO_INT[value] if isinstance(value, torch.dtype) else value
     attribute = ir.IntegerAttr.get(ir.IntegerType.get_signless(64), number)

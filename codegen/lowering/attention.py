@@ -116,20 +116,36 @@ def _may_overwrite(low: Lowering, cache: Any) -> bool:
 @lowers("lutra.rope")
 def _rope(low: Lowering, op: Any) -> Any:
     """One elementwise function, which Relax fuses with the reshapes before it."""
-    half = low.sizes(op.x)[3] // 2
+    half, pairs = low.sizes(op.x)[3] // 2, op.pairs.value
     dtype = dtype_name(low.dtype(op.x))
+    compute = "float64" if dtype == "float64" else "float32"
     batched = low.sizes(op.cos)[0] != 1
 
     def rope(x: te.Tensor, cos: te.Tensor, sin: te.Tensor) -> te.Tensor:
         def element(b: Any, h: Any, s: Any, d: Any) -> Any:
-            row = b if batched else 0
-            other = tirx.if_then_else(d < half, -x[b, h, s, d + half], x[b, h, s, d - half])
-            values = (x[b, h, s, d], cos[row, s, d], other, sin[row, s, d])
-            wide = [v.astype("float32") for v in values]
-            products = [(wide[0] * wide[1]).astype(dtype), (wide[2] * wide[3]).astype(dtype)]
-            return (products[0].astype("float32") + products[1].astype("float32")).astype(dtype)
+            row, first = b if batched else 0, d % 2 == 0 if pairs == "adjacent" else d < half
+            if pairs == "halves":
+                own, other = d, tirx.if_then_else(first, d + half, d - half)
+            elif pairs == "adjacent":
+                own, other = d, tirx.if_then_else(first, d + 1, d - 1)
+            else:  # columns 2i and 2i + 1 become i and i + half
+                own = tirx.if_then_else(first, 2 * d, 2 * (d - half) + 1)
+                other = tirx.if_then_else(first, 2 * d + 1, 2 * (d - half))
+            turned = x[b, h, s, other]
+            values = (x[b, h, s, own], cos[row, s, d], tirx.if_then_else(first, -turned, turned), sin[row, s, d])
+            wide = [v.astype(compute) for v in values]
+            return (_rounded(wide[0] * wide[1], dtype) + _rounded(wide[2] * wide[3], dtype)).astype(dtype)
 
         return te.compute(x.shape, element, name="rope")
 
     low.kernels["rope"] += 1
     return low.emit(low.builder.call_te(rope, low[op.x], low[op.cos], low[op.sin], primfunc_name_hint="rope"), op.out)
+
+
+def _rounded(x: Any, dtype: str) -> Any:
+    """x rounded to `dtype` and back, as an expression; for bfloat16 not by casts (see `vector_math.rounded`)."""
+    if dtype != "bfloat16":
+        return x if dtype == str(x.ty.dtype) else x.astype(dtype).astype("float32")
+    bits = tirx.reinterpret("int32", x)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000
+    return tirx.reinterpret("float32", nearest)

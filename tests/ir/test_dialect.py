@@ -39,8 +39,10 @@ def segments(*present: int) -> dict[str, str]:
 X, SHORT = tensor(2, "?", 64), tensor(2, "?", 8)
 ATTENTION = {"scale": "1.0 : f64", "causal": "0 : i64", "merge_heads": "1 : i64", **segments(1, 1, 1, 0)}
 Q, KV = tensor(2, 4, "?", 8), tensor(2, 2, 16, 8)
+ODD = tensor(1, 1, 1, 7)
 STEP = [tensor(2, "?", heads, 8) for heads in (4, 2, 2)]  # q, k and v of `lutra.rope_kv_update`
 TABLES, PLACES = [tensor(1, "?", 8)] * 2, tensor("?", dtype="si64")
+HALVES = {"pairs": '"halves"'}
 NORM = {"eps": "1.0e-6 : f64", "round_before_weight": "1 : i64"}
 VALID = {
     "linear": ([X, tensor(8, 64)], segments(1, 1, 0, 0), SHORT),
@@ -53,7 +55,8 @@ VALID = {
     "table_linear": ([tensor(2, 16, 16), quantized(8, 64)], segments(1, 1, 0, 0), tensor(2, 8)),
     "rms_norm": ([X, tensor(64)], NORM, X),
     "layer_norm": ([X, tensor(64), tensor(64)], {"eps": "1.0e-6 : f64", **segments(1, 1, 1)}, X),
-    "rope": ([Q, tensor(1, "?", 8), tensor(1, "?", 8)], {}, Q),
+    "rope": ([Q, tensor(1, "?", 8), tensor(1, "?", 8)], HALVES, Q),
+    "rope of adjacent columns": ([Q, tensor(1, "?", 8), tensor(1, "?", 8)], {"pairs": '"adjacent"'}, Q),
     "gated_mlp": ([X], {"activation": '"silu"', **segments(1, 0)}, tensor(2, "?", 32)),
     "split": ([X], {"start": "16 : i64"}, tensor(2, "?", 48)),
     "kv_update": ([KV, tensor(2, 2, 1, 8), tensor(1, dtype="si64")], {}, KV),
@@ -87,9 +90,12 @@ REFUSED = [
         X,
         "weight must be [64], got [1, 64]",
     ),
-    ("rope", [Q, KV, KV], {}, Q, "got ranks 4 and 4"),
-    ("rope", [Q, tensor(1, "?", 4), tensor(1, "?", 4)], {}, Q, "does not fit x"),
-    ("rope", [tensor(1, 1, 1, 7), tensor(1, 1, 7), tensor(1, 1, 7)], {}, tensor(1, 1, 1, 7), "head size must be even"),
+    ("rope", [Q, KV, KV], HALVES, Q, "got ranks 4 and 4"),
+    ("rope", [Q, tensor(1, "?", 4), tensor(1, "?", 4)], HALVES, Q, "does not fit x"),
+    ("rope", [Q, tensor(1, "?", 8), tensor(1, "?", 4)], HALVES, Q, "does not fit x"),
+    ("rope", [ODD, tensor(1, 1, 7), tensor(1, 1, 7)], HALVES, ODD, "head size must be even"),
+    ("rope", [Q, tensor(1, "?", 8), tensor(1, "?", 8)], {"pairs": '"odd"'}, Q, "pairs 'odd' is not one of halves"),
+    ("rope", [Q, tensor(1, "?", 8), tensor(1, "?", 8)], {}, Q, "attribute"),
     ("gated_mlp", [X], {"activation": '"tanh"', **segments(1, 0)}, X, "activation 'tanh' is not one of silu"),
     ("gated_mlp", [X], {"activation": '"silu"', **segments(1, 0)}, X, "gate has 64 features, the result 64"),
     ("split", [X], {"start": "60 : i64"}, SHORT, "[60, 68) is not inside the 64 features of x"),

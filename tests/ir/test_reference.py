@@ -70,6 +70,14 @@ def test_rope_rotates_pairs_of_columns():
     pairs = torch.complex(x[..., :4].double(), x[..., 4:].double())
     turned = pairs * torch.polar(torch.ones_like(angle).double(), angle.double()).unsqueeze(1)
     close(REFERENCE["lutra.rope"](x, cos, sin), torch.cat([turned.real, turned.imag], -1))
+    adjacent = x.unflatten(-1, (2, 4)).transpose(-1, -2).flatten(-2)  # columns i and i + 4 stand at 2i and 2i + 1
+    close(
+        REFERENCE["lutra.rope"](adjacent, cos, sin, pairs="adjacent_to_halves"),
+        torch.cat([turned.real, turned.imag], -1),
+    )
+    beside = [table[..., :4].repeat_interleave(2, -1) for table in (cos, sin)]
+    expected = torch.stack([turned.real, turned.imag], -1).flatten(-2)
+    close(REFERENCE["lutra.rope"](adjacent, *beside, pairs="adjacent"), expected)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -80,8 +80,8 @@ STEP = """
   %qt = torch.aten.transpose.int %q, %int1, %int2 : !q, !torch.int, !torch.int -> !heads
   %kt = torch.aten.transpose.int %k, %int1, %int2 : !kv, !torch.int, !torch.int -> !groups
   %vt = torch.aten.transpose.int %v, %int1, %int2 : !kv, !torch.int, !torch.int -> !groups
-  %query = "lutra.rope"(%qt, %cos, %sin) : (!heads, !angles, !angles) -> !heads
-  %turned = "lutra.rope"(%kt, %cos, %sin) : (!groups, !angles, !angles) -> !groups
+  %query = "lutra.rope"(%qt, %cos, %sin) {pairs = "halves"} : (!heads, !angles, !angles) -> !heads
+  %turned = "lutra.rope"(%kt, %cos, %sin) {pairs = "halves"} : (!groups, !angles, !angles) -> !groups
   %keys = "lutra.kv_update"(%cache_k, %turned, %places) : (!pair, !groups, !places) -> !pair
   %values = "lutra.kv_update"(%cache_v, %vt, %places) : (!pair, !groups, !places) -> !pair
 """
