@@ -3,6 +3,9 @@
 from typing import Any
 
 from ..ir.rewriting import GatedMlpOp, build, constant, defined_by, shape_of
+from .matching import both_orders, is_fused_float
+
+_GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 
 
 def _activation(value: Any) -> tuple[str, Any] | None:
@@ -12,16 +15,18 @@ def _activation(value: Any) -> tuple[str, Any] | None:
         if op is not None:
             return name, op.operands[0]
     op = defined_by(value, "aten.gelu")
-    if op is not None:
-        return {"none": "gelu", "tanh": "gelu_tanh"}[constant(op.operands[1])], op.operands[0]
-    return None
+    name = _GELU.get(constant(op.operands[1])) if op is not None else None
+    return (name, op.operands[0]) if op is not None and name is not None else None
 
 
 def fuse_gate(op: Any, rewriter: Any) -> bool:
     """`mul(act(gate), up)` over equal shapes -> `lutra.gated_mlp(gate, up)`."""
-    for left, up in (op.operation.operands, reversed(list(op.operation.operands))):
+    result = op.operation.results[0]
+    if not is_fused_float(result) or not shape_of(result):
+        return False
+    for left, up in both_orders(op.operation):
         found = _activation(left)
-        if found is None or found[1].type != up.type or left.type != op.operation.results[0].type:
+        if found is None or not found[1].type == up.type == left.type == result.type:
             continue
         name, gate = found
         new = build(GatedMlpOp, rewriter, op, gate, name, op.operation.results[0].type, up=up)

@@ -25,18 +25,32 @@ from ..ir.rewriting import (
     users,
     vtensor,
 )
+from .matching import sizes
 
 
 def fuse_linear(op: Any, rewriter: Any) -> bool:
     """`aten.linear(x, weight, bias)` -> `lutra.linear`, for weights that are parameters."""
     x, weight, bias = op.operation.operands
-    if parameter_symbol(weight) is None or len(shape_of(weight) or ()) != 2:
+    if not _multiplies(x, weight, 1) or not _is_bias(bias, static_shape(weight)[0]):
         return False
     keywords = {} if shape_of(bias) is None else {"bias": bias}
     rewriter.replace_op(
         op, build(LinearOp, rewriter, op, x, weight, op.operation.results[0].type, **keywords).operation
     )
     return True
+
+
+def _multiplies(x: Any, weight: Any, columns: int) -> bool:
+    """`weight` is a floating-point matrix among the parameters, whose dimension `columns` meets x's last."""
+    shape, rows = sizes(weight), sizes(x)
+    if parameter_symbol(weight) is None or len(shape) != 2 or not rows:
+        return False
+    return tensor_type(weight.type).dtype.is_floating_point and rows[-1] == shape[columns]
+
+
+def _is_bias(bias: Any, n: int) -> bool:
+    """`bias` is left out, or has one entry for each of `n` features: torch broadcasts others."""
+    return shape_of(bias) in (None, (n,))
 
 
 def _transposed(store: ParameterStore, op: Any, rewriter: Any, weight: Any, symbol: str) -> Any:
@@ -52,7 +66,9 @@ def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
         """`aten.addmm(bias, x, W [K, N])` -> `lutra.linear(x, W^T, bias)` (GPT-2's Conv1D)."""
         bias, x, weight, beta, alpha = op.operation.operands
         symbol = parameter_symbol(weight)
-        if symbol is None or constant(beta) != 1 or constant(alpha) != 1 or len(shape_of(bias) or ()) != 1:
+        if symbol is None or constant(beta) != 1 or constant(alpha) != 1 or not _multiplies(x, weight, 0):
+            return False
+        if shape_of(bias) != (static_shape(weight)[1],):
             return False
         transposed = _transposed(store, op, rewriter, weight, symbol)
         new = build(LinearOp, rewriter, op, x, transposed, op.operation.results[0].type, bias=bias)
@@ -63,7 +79,7 @@ def linear_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
         """`aten.mm` or `aten.matmul` with a parameter `W [K, N]` on the right -> `lutra.linear(x, W^T)`."""
         x, weight = op.operation.operands
         symbol = parameter_symbol(weight)
-        if symbol is None or len(shape_of(weight) or ()) != 2 or len(shape_of(x) or ()) < 2:
+        if symbol is None or not _multiplies(x, weight, 0) or len(shape_of(x) or ()) < 2:
             return False
         transposed = _transposed(store, op, rewriter, weight, symbol)
         rewriter.replace_op(op, build(LinearOp, rewriter, op, x, transposed, op.operation.results[0].type).operation)

@@ -31,6 +31,11 @@ class Section:
         return self.start, self.stop, self.step
 
 
+def sizes(value: Any) -> tuple[int | None, ...]:
+    """Shape of a tensor; () also for what is none."""
+    return shape_of(value) or ()
+
+
 def is_fused_float(*values: Any) -> bool:
     """All values are tensors of one of `FUSED_DTYPES`."""
     return all(shape_of(value) is not None and tensor_type(value.type).dtype in FUSED_DTYPES for value in values)
@@ -63,7 +68,7 @@ def section_of(value: Any) -> Section | None:
     if split is None:
         return None
     source, sizes = split.operands[0], split.operands[1]
-    shape = shape_of(source) or ()
+    shape = sizes(source)
     dim = dimension(split.operands[2], len(shape))
     size = None if dim is None else shape[dim]
     if dim is None or size is None:
@@ -77,7 +82,7 @@ def section_of(value: Any) -> Section | None:
 
 def _slice(op: Any) -> Section | None:
     source, where, *bounds = op.operands
-    shape = shape_of(source) or ()
+    shape = sizes(source)
     dim = dimension(where, len(shape))
     size = None if dim is None else shape[dim]
     numbers = [constant(bound) for bound in bounds]

@@ -1,4 +1,4 @@
-"""Rotary embeddings as models write them become `lutra.rope` and round as eager does; what only looks like one stays."""
+"""Rotary embeddings as models write them become `lutra.rope` and round as eager does; others stay as they are."""
 
 from collections.abc import Callable
 from typing import Any
