@@ -67,13 +67,13 @@ def section_of(value: Any) -> Section | None:
     split = defined_by(unpack.operands[0], "aten.split.Tensor", "aten.split_with_sizes")
     if split is None:
         return None
-    source, sizes = split.operands[0], split.operands[1]
+    source, given = split.operands[0], split.operands[1]
     shape = sizes(source)
     dim = dimension(split.operands[2], len(shape))
     size = None if dim is None else shape[dim]
     if dim is None or size is None:
         return None
-    lengths = constant_list(sizes) or [constant(sizes)] * len(unpack.results)
+    lengths = constant_list(given) or [constant(given)] * len(unpack.results)
     if not all(isinstance(length, int) for length in lengths):
         return None
     start = sum(lengths[: value.result_number])
