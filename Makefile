@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lutra-setup
 
-.PHONY: setup demo test check peers
+.PHONY: setup demo test test-ops test-zoo check peers
 
 setup: $(STAMP)
 
@@ -20,6 +20,14 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Eager's answer for every operator of PyTorch's database and every causal language model of Transformers. A run goes on
+# where it stopped (build/op_db, build/zoo); ARGS="--only softmax", "--slice 0/8", "--again WRONG".
+test-ops: setup
+	$(BIN)/python -m lutra.tests.sweeps.op_db $(ARGS)
+
+test-zoo: setup
+	$(BIN)/python -m lutra.tests.sweeps.zoo $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

@@ -23,6 +23,14 @@ class WorkerError(LutraError):
     """The object in the worker could not be made, a call of it failed, or the worker ended."""
 
 
+class WorkerEnded(WorkerError):
+    """The process ended by itself: a crash, when nobody asked it to."""
+
+
+class WorkerLate(WorkerError):
+    """No answer within the time allowed; the process was killed."""
+
+
 class Worker:
     """Makes `factory(*arguments)` in a new process of the same Python, with `environment` over this process's own.
 
@@ -46,11 +54,15 @@ class Worker:
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """The result of that method of the object; raises `WorkerError` with the message of what it raised."""
+        return self.call_within(None, method, *arguments, **keywords)
+
+    def call_within(self, seconds: float | None, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """As `call`; kills the process and raises `WorkerLate` when the answer takes longer than `seconds`."""
         try:
             self._connection.send((method, arguments, keywords))
         except OSError:
-            raise WorkerError(f"{method}: the worker process has ended") from None
-        return self._receive()
+            raise WorkerEnded(f"{method}: the worker process has ended") from None
+        return self._receive(seconds)
 
     def close(self) -> None:
         """End the process; a second call does nothing."""
@@ -60,12 +72,16 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def _receive(self) -> Any:
+    def _receive(self, seconds: float | None = None) -> Any:
         try:
+            if not self._connection.poll(seconds):
+                self._process.kill()
+                self._process.join()
+                raise WorkerLate(f"no answer within {seconds} seconds")
             succeeded, value = self._connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             self._process.join(timeout=10)
-            raise WorkerError(f"the worker process ended with exit code {self._process.exitcode}") from None
+            raise WorkerEnded(f"the worker process ended with exit code {self._process.exitcode}") from None
         if not succeeded:
             raise WorkerError(value)
         return value

@@ -2,10 +2,11 @@
 
 import os
 import subprocess
+import time
 
 import pytest
 from lutra.ir.errors import OptionError
-from lutra.tuning.worker import Worker, WorkerError, explain
+from lutra.tuning.worker import Worker, WorkerEnded, WorkerError, WorkerLate, explain
 
 
 class Counter:
@@ -29,6 +30,9 @@ class Counter:
     def leave(self) -> None:
         os._exit(3)
 
+    def hang(self) -> None:
+        time.sleep(600)
+
 
 def test_state_and_environment_belong_to_the_worker():
     with Worker(Counter, 5, environment={"LUTRA_TEST": "inside"}) as worker:
@@ -50,9 +54,18 @@ def test_an_error_of_a_call_is_raised_here_and_the_worker_goes_on():
 
 def test_a_worker_that_ends_is_an_error_not_a_hang():
     with Worker(Counter, 0) as worker:
-        with pytest.raises(WorkerError, match="exit code 3"):
+        with pytest.raises(WorkerEnded, match="exit code 3"):
             worker.call("leave")
-        with pytest.raises(WorkerError, match="ended"):
+        with pytest.raises(WorkerEnded, match="ended"):
+            worker.call("add")
+
+
+def test_a_call_that_takes_too_long_ends_the_worker():
+    with Worker(Counter, 0) as worker:
+        assert worker.call_within(60, "add") == 1
+        with pytest.raises(WorkerLate, match=r"0\.1 seconds"):
+            worker.call_within(0.1, "hang")
+        with pytest.raises(WorkerEnded):
             worker.call("add")
 
 
