@@ -122,6 +122,7 @@ def _attention(causal: bool, masked: bool, merged: bool) -> Callable[..., Any]:
 def register() -> None:
     """Make the functions known to TVM, once per process."""
     functions: dict[str, Callable[..., Any]] = {"lutra.torch_call": _torch_call, "lutra.library.copy": _copy}
+    functions["lutra.library.empty"] = lambda out: None
     flags = (False, True)
     functions[PRODUCT] = _product_of_rows
     for bias in flags:

@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch_mlir import ir
 from torch_mlir.extras import fx_importer as fxi
+from torch_mlir.extras.fx_as_strided import rewrite_as_strided
 from torch_mlir.passmanager import PassManager
 
 from .context import make_context
@@ -100,6 +101,7 @@ def import_graph(
         symbol = value.node.expr if isinstance(value, torch.SymInt) else None
         inputs.append(GraphInput(position, names[position], symbol, mutated=node in mutated.values()))
         nodes.append(node)
+    rewrite_as_strided(gm.graph)  # the importer does too, too late for the constants that this makes
     _constants_to_parameters(gm, store)
     _rewrite_symbolic_arithmetic(gm)
     shapes = [_symbolic_shape(node.meta["val"]) for node in nodes]

@@ -82,7 +82,7 @@ class OperatorCall:
         """True when values, not only shapes, of its operands decide the shapes or the numbers that it gives."""
         if self.name in _SINGLE or self.name in _SPECIAL:
             return self.name in _READ_DATA
-        return not _DATA_TAGS.isdisjoint(_overload(self.name).tags)
+        return not _DATA_TAGS.isdisjoint(overload(self.name).tags)
 
     @cached_property
     def _run(self) -> Callable[..., tuple[Any, ...]]:
@@ -208,7 +208,7 @@ def _resolve(name: str, attributes: Mapping[str, Any]) -> Callable[..., tuple[An
 @lru_cache(maxsize=4096)
 def _torch_operator(name: str) -> Callable[..., tuple[Any, ...]]:
     """`name` as a function of positional arguments in schema order."""
-    function = _overload(name)
+    function = overload(name)
     schema = function._schema
     arithmetic = _ARITHMETIC.get(name.split(".")[1].strip("_"))
     if arithmetic is not None and not any("Tensor" in str(a.type) for a in schema.arguments):
@@ -229,7 +229,7 @@ def _torch_operator(name: str) -> Callable[..., tuple[Any, ...]]:
 
 
 @lru_cache(maxsize=4096)
-def _overload(name: str) -> Any:
+def overload(name: str) -> Any:
     """The `torch.ops` operator called `name`; raises `CaptureError` when there is none."""
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")

@@ -23,6 +23,7 @@ KEPT_COMPOSITES = (
     torch.ops.aten.scaled_dot_product_attention.default,
     torch.ops.aten.layer_norm.default,
     torch.ops.aten.rms_norm.default,
+    torch.ops.aten.one_hot.default,  # in parts it takes a class out of range for none
 )
 """Operators that AOTAutograd would otherwise take apart: each is one operation of the IR."""
 

@@ -9,23 +9,22 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from .function import kernel
+from .indexing import check
 from .vector_math import rounded, vector_type, widened
 
 
 @cache
 def kv_update(kv_heads: int, head: int, dtype: str) -> tirx.PrimFunc:
-    """`cache[:, :, positions] = new` on `[B, G, L, D]`, in place.
-
-    A position outside [0, L) is left out rather than written outside the cache."""
+    """`cache[:, :, positions] = new` on `[B, G, L, D]`, in place; `IndexError` for a position outside [0, L), before
+    anything is written."""
     batch, length, count = (tirx.Var(name, "int64") for name in ("batch", "length", "count"))
 
     def body(target: Any, new: Any, positions: Any) -> None:
+        check(positions, (count,), length, "index_copy")
         with T.parallel(0, batch * kv_heads) as task:
             b, g = task // kv_heads, task % kv_heads
-            with T.serial(0, count) as i:
-                position = T.bind(positions[i])
-                with T.If(tirx.all(position >= 0, position < length)), T.Then(), T.serial(0, head) as c:
-                    T.buffer_store(target, new[b, g, i, c], [b, g, position, c])
+            with T.serial(0, count) as i, T.serial(0, head) as c:
+                T.buffer_store(target, new[b, g, i, c], [b, g, positions[i], c])
 
     shape = (batch, kv_heads, length, head)
     return kernel([(shape, dtype), ((batch, kv_heads, count, head), dtype), ((count,), "int64")], body)
@@ -46,8 +45,9 @@ def rope_kv_update(
     """`lutra.rope_kv_update`: caches in place, then the query into `[B, H, S, D]`.
 
     Buffers: the rows `[B, S, width]` that q, k and v stand in; cos and sin `[B or 1, S, D]` (`batched`: B); caches
-    `[B, G, L, D]`; positions int64 `[S]`; query. Each product is rounded to `dtype`, as torch does. A position outside
-    [0, L) is left out. `one_row`: B and S are 1, and starting threads would cost more than the work."""
+    `[B, G, L, D]`; positions int64 `[S]`; query. Each product is rounded to `dtype`, as torch does. `IndexError` for a
+    position outside [0, L), before anything is written. `one_row`: B and S are 1, and starting threads would cost more
+    than the work."""
     batch, count = (1, 1) if one_row else (tirx.Var("batch", "int64"), tirx.Var("count", "int64"))
     length = tirx.Var("length", "int64")
     half, lanes = head // 2, math.gcd(head // 2, 16)
@@ -67,6 +67,7 @@ def rope_kv_update(
         def at(column: Any) -> Any:
             return T.ramp(column, 1, lanes) if lanes > 1 else column
 
+        check(positions, (count,), length, "index_copy")
         with (T.serial if one_row else T.parallel)(0, batch * count) as row:
             b, s = T.bind(row // count), T.bind(row % count)
 
@@ -94,7 +95,7 @@ def rope_kv_update(
             with T.serial(0, heads) as h:
                 rotate(q_rows, q, h, query, [b, h, s])
             position = T.bind(positions[s])
-            with T.If(tirx.all(position >= 0, position < length)), T.Then(), T.serial(0, kv_heads) as g:
+            with T.serial(0, kv_heads) as g:
                 rotate(k_rows, k, g, keys, [b, g, position])
                 with T.serial(0, head // lanes) as part:
                     entry = v_rows[b, s, at(v.start + g * head + part * lanes)]

@@ -1,4 +1,4 @@
-"""Gates of feed-forward blocks, the reading of embedding tables, small copies."""
+"""Gates of feed-forward blocks, small copies."""
 
 from functools import cache
 from typing import Any
@@ -44,22 +44,6 @@ def gated_mlp(features: int, activation: str, dtype: str, merged: bool) -> tirx.
 
     inputs = [((m, 2 * features), dtype)] if merged else [((m, features), dtype)] * 2
     return kernel([*inputs, ((m, features), dtype)], body)
-
-
-@cache
-def embedding(rows: int, features: int, dtype: str, index_dtype: str) -> tirx.PrimFunc:
-    """`out[m, F] = table[index[m]]`. Not torch's error but a row of NaN for an index outside the table."""
-    m = tirx.Var("m", "int64")
-
-    def body(table: Any, index: Any, out: Any) -> None:
-        with T.parallel(0, m) as i:
-            row = index[i]
-            inside = tirx.all(row >= 0, row < rows)
-            safe = T.max(T.min(row, rows - 1), 0)
-            with T.serial(0, features) as c:
-                T.buffer_store(out, T.Select(inside, table[safe, c], T.Cast(dtype, T.float32(float("nan")))), [i, c])
-
-    return kernel([((rows, features), dtype), ((m,), index_dtype), ((m, features), dtype)], body)
 
 
 @cache

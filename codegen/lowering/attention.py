@@ -4,7 +4,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from ...ir.rewriting import defined_by, name_of, single_use
+from ...ir.rewriting import defined_by, name_of
 from ..kernels.attention import Mask, decode_attention
 from ..kernels.kv_cache import Columns, kv_update, rope_kv_update
 from .builder import Lowering
@@ -92,7 +92,7 @@ def _rows(low: Lowering, value: Any) -> tuple[Any, Columns]:
 
 def _overwritable(low: Lowering, cache: Any, updated: Any) -> Any:
     """`cache`, or a copy of it where it must stay as it is; `updated`: the value that it becomes."""
-    if not _may_overwrite(low, cache):
+    if updated not in low.aliases.in_place:
         # Not a kernel: of a constant, Relax would compute the copy once and for all.
         return low.library("copy", [low[cache]], low.tensor_type(cache))
     if cache in low.updated:
@@ -100,17 +100,6 @@ def _overwritable(low: Lowering, cache: Any, updated: Any) -> Any:
     elif not name_of(cache):
         low.updated[updated] = cache.arg_number
     return low[cache]
-
-
-def _may_overwrite(low: Lowering, cache: Any) -> bool:
-    """Nobody else reads the cache's old value, and it is ours: made in this graph, or an argument that the graph
-    updates."""
-    if not single_use(cache):
-        return False
-    if name_of(cache):
-        return name_of(cache) not in ("lutra.param", "torch.vtensor.literal")
-    position = cache.arg_number
-    return low.graph.inputs[position].mutated
 
 
 @lowers("lutra.rope")

@@ -19,6 +19,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from ...ir.aliases import Aliases, aliases
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
 from ...ir.operator_call import OperatorCall
@@ -71,6 +72,7 @@ class Lowering:
     kernels: Counter[str] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
     memo: dict[Any, Any] = field(default_factory=dict)
+    aliases: Aliases = field(default_factory=Aliases)
     updated: dict[Any, int] = field(default_factory=dict)
     """Value -> number of the input in whose memory it was written."""
     _values: dict[Any, Any] = field(default_factory=dict)
@@ -84,6 +86,7 @@ class Lowering:
     def run(self) -> Lowered:
         """Lower the whole graph; raises `LoweringError` in strict mode when some operator has no lowering."""
         self._described = symbolic_values(self.graph).by_value(self.graph)
+        self.aliases = aliases(self.graph)
         arguments = list(self.graph.function.regions[0].blocks[0].arguments)
         sizes = [self.symbols.expression(i.symbol) for i in self.graph.inputs if i.symbol is not None]
         params = [relax.Var("sizes", relax.ShapeType(sizes))]
@@ -121,6 +124,10 @@ class Lowering:
             for result, number in zip(operation.results, numbers, strict=True):
                 self._values[result] = self.symbols.expression(number)
             return None
+        if numbers and all(self._is_empty(result) for result in operation.results):
+            for result in operation.results:
+                self._values[result] = self.empty(self.tensor_type(result))
+            return None
         lower = LOWERINGS.get(name)
         value = lower(self, op) if lower is not None else DECLINED
         if value is DECLINED:
@@ -130,6 +137,11 @@ class Lowering:
             self._values[result] = item
         return None
 
+    def _is_empty(self, value: Any) -> bool:
+        """A tensor that has no elements, whatever the operation."""
+        described = self._described[value]
+        return isinstance(described, SymbolicValue) and described.dtype is not None and 0 in (described.shape or ())
+
     def _results(self, values: list[Any]) -> tuple[list[relax.Expr], list[tuple[str, Any]]]:
         tensors, sizes, kinds = [], [], []
         written = write_back(self, values)
@@ -138,6 +150,8 @@ class Lowering:
             if is_tensor(item):
                 # An updated input is returned too: nothing else may read it, and the update would be dead code.
                 given = self.graph.mutations[number] if number in written else self.updated.get(value)
+                if number in self.aliases.lent:
+                    item, given = self.library("copy", [item], self.tensor_type(value)), None
                 kinds.append(("tensor", len(tensors) + 1) if given is None else ("input", given))
                 tensors.append(item)
             elif is_size(item):
@@ -246,9 +260,15 @@ class Lowering:
         shape = relax.ShapeExpr(list(sizes))
         if tvm_ffi.structural_equal(source.ty.shape, shape):
             return source
+        if any(isinstance(size, int) and size == 0 for size in sizes):  # which says to `reshape`: as it was
+            return self.empty(relax.TensorType(shape, source.ty.dtype))
         result = self.builder.emit(relax.op.reshape(source, shape))
         self._reshaped[result] = source
         return result
+
+    def empty(self, type_: relax.TensorType) -> relax.Var:
+        """A tensor without elements. No constant: the machine cannot load one of no bytes."""
+        return self.builder.emit(relax.op.call_dps_packed("lutra.library.empty", relax.Tuple([]), type_))
 
     def flat(self, value: relax.Var, rows: Any, columns: Any) -> relax.Var:
         """`value` as a matrix."""

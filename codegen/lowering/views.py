@@ -1,13 +1,13 @@
 """Operators that move elements or make new tensors: views, slices, joins, lookups, ranges, constants."""
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import torch
-from tvm import relax, te, tirx
+from tvm import relax
 
 from ...ir.rewriting import constant, constant_list, literal
-from ..kernels.pointwise import embedding
+from ..kernels.indexing import embedding, gather, index
 from .builder import Lowering, is_tensor
 from .pointwise import cast
 from .registry import DECLINED, lowers
@@ -163,71 +163,59 @@ def _cat(low: Lowering, op: Any) -> Any:
 
 @lowers("torch.aten.embedding")
 def _embedding(low: Lowering, op: Any) -> Any:
-    table, index = list(op.operation.operands)[:2]
+    table, places = list(op.operation.operands)[:2]
     out = op.operation.results[0]
     rows, features = low.sizes(table)
     if not isinstance(rows, int) or not low.dtype(table).is_floating_point:
         return DECLINED
-    count: Any = 1
-    for size in low.sizes(index):
-        count = count * size
+    count = math.prod(low.sizes(places))
     name = dtype_name(low.dtype(table))
-    function = embedding(rows, features, name, dtype_name(low.dtype(index)))
-    flat = low.reshape(low[index], [count])
+    function = embedding(rows, features, name, dtype_name(low.dtype(places)))
+    flat = low.reshape(low[places], [count])
     result = low.kernel("embedding", function, [low[table], flat], relax.TensorType([count, features], name))
     return low.reshape(result, low.sizes(out))
 
 
 @lowers("torch.aten.gather")
 def _gather(low: Lowering, op: Any) -> Any:
-    x, dim, index = list(op.operation.operands)[:3]
+    x, dim, places = list(op.operation.operands)[:3]
     out = op.operation.results[0]
-    if not isinstance(constant(dim), int):
+    shape = _known(low, x)
+    if not isinstance(constant(dim), int) or not shape:
         return DECLINED
-    # Relax reads index sizes that are smaller than x's; torch allows that along the other dimensions too.
-    return low.emit(R.gather_elements(low[x], low[index], constant(dim) % len(low.sizes(x))), out)
+    names = dtype_name(low.dtype(x)), dtype_name(low.dtype(places))
+    function = gather(shape, _known(low, places), constant(dim) % len(shape), *names)
+    return low.kernel("gather", function, [low[x], low[places]], low.tensor_type(out))
 
 
 @lowers("torch.aten.index.Tensor")
 def _index(low: Lowering, op: Any) -> Any:
-    """`x[i, j]` with integer tensors for the leading dimensions. Not torch's error but the nearest row for one
-    outside."""
-    x, indices = op.operation.operands
-    places = [low[v] for v in low[indices]]
-    if not all(is_tensor(p) for p in places) or any(low.dtype(v) is torch.bool for v in low[indices]):
+    """`x[i, j]` with integer tensors for the leading dimensions."""
+    x, indices = op.operation.operands[0], list(low[op.operation.operands[1]])
+    if not all(is_tensor(low[v]) for v in indices) or any(low.dtype(v) in (torch.bool, torch.uint8) for v in indices):
         return DECLINED
-    out, sizes, rank = op.operation.results[0], low.sizes(x), len(places)
-    lead = len(low.sizes(out)) - (len(sizes) - rank)
-
-    def gather(data: te.Tensor, *index: te.Tensor) -> te.Tensor:
-        def element(*at: Any) -> Any:
-            chosen = []
-            # Sizes are read off the arguments: `call_te` renames the variables in them.
-            for tensor, size in zip(index, data.shape, strict=False):
-                own = at[lead - len(tensor.shape) : lead]
-                place = tensor[tuple(0 if _is_one(n) else i for i, n in zip(own, tensor.shape, strict=True))].astype(
-                    "int64"
-                )
-                place = tirx.if_then_else(place < 0, place + size, place)
-                chosen.append(tirx.max(tirx.min(place, size - 1), 0))
-            return data[(*chosen, *at[lead:])]
-
-        return te.compute((*_broadcast(index, lead), *data.shape[rank:]), element, name="index")
-
-    return low.emit(low.builder.call_te(gather, low[x], *places, primfunc_name_hint="index"), out)
+    out, rank = op.operation.results[0], len(indices)
+    count = len(low.sizes(out)) - (len(low.sizes(x)) - rank)
+    lead = low.shape(out)[:count]
+    shapes = [low.shape(v) for v in indices]
+    if any(n not in (1, size) for shape in shapes for n, size in zip(shape, lead[count - len(shape) :], strict=True)):
+        return DECLINED
+    rest = math.prod(low.sizes(x)[rank:])
+    function = index(
+        _known(low, x)[:rank],
+        _known(low, out)[:count],
+        tuple(_known(low, v) for v in indices),
+        dtype_name(low.dtype(x)),
+        tuple(dtype_name(low.dtype(v)) for v in indices),
+    )
+    operands = [low.reshape(low[x], [*low.sizes(x)[:rank], rest]), *(low[v] for v in indices)]
+    type_ = relax.TensorType([*low.sizes(out)[:count], rest], dtype_name(low.dtype(x)))
+    return low.reshape(low.kernel("index", function, operands, type_), low.sizes(out))
 
 
-def _broadcast(tensors: Sequence[te.Tensor], rank: int) -> list[Any]:
-    """Sizes that all `tensors` broadcast to."""
-    sizes: list[Any] = [1] * rank
-    for tensor in tensors:
-        for place, size in enumerate(tensor.shape, start=rank - len(tensor.shape)):
-            sizes[place] = sizes[place] if _is_one(size) else size
-    return sizes
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, tirx.IntImm) and int(size) == 1
+def _known(low: Lowering, value: Any) -> tuple[int | None, ...]:
+    """Sizes of a tensor value, None where they are known at run time."""
+    return tuple(size if isinstance(size, int) else None for size in low.sizes(value))
 
 
 @lowers("torch.aten.arange", "torch.aten.arange.start", "torch.aten.arange.start_step")
