@@ -41,7 +41,10 @@ class Pass(Protocol):
     """A rewrite of one graph.
 
     Invariants: the module verifies before and after; running twice changes nothing more;
-    only what the selector takes is touched; at its neutral setting the output is identical."""
+    only what the selector takes is touched; at its neutral setting the output is identical.
+
+    A pass may have a method `review(graph, report)` too, called for its last entry after all passes of a recipe: it
+    adds to its report what only the finished graph tells."""
 
     name: ClassVar[str]
     kind: ClassVar[Kind]

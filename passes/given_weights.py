@@ -22,8 +22,9 @@ from ..ir.rewriting import (
     static_shape,
 )
 from ..ir.selection import Candidate
-from .base import ALL_PHASES, Kind, PassContext
+from .base import ALL_PHASES, Kind, PassContext, PassReport
 from .fuse_linear import linear_patterns
+from .left_alone import report_left_alone
 from .quantized_linears import take_weight, unmerge
 
 _RULE = "given-weights"
@@ -71,6 +72,10 @@ class GivenWeights:
 
         for pattern in (split_merged, take_given):
             apply_patterns(graph, {"lutra.linear": [pattern]}, context.report.count)
+
+    def review(self, graph: Graph, report: PassReport) -> None:
+        """List the weights that stay in floating point."""
+        report_left_alone(graph, report, "it did not come quantised, or the selector does not take it")
 
 
 def _parts(store: ParameterStore, op: Any) -> Iterable[tuple[str, str]]:

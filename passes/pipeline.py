@@ -22,8 +22,10 @@ def run_passes(
 
     `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises
     `SelectorError` when a selector takes none of the operations that its pass offers; an operation already handled by
-    an earlier entry is still offered."""
+    an earlier entry is still offered. In the end the last entry of each pass that has a `review(graph, report)` may add
+    to its report what the finished graph tells."""
     reports = []
+    last: dict[str, tuple[Any, PassReport]] = {}
     for step in steps:
         if graph.phase not in (step.phases or step.pass_.phases) or graph.phase not in step.pass_.phases:
             continue
@@ -48,4 +50,8 @@ def run_passes(
         if dump is not None:
             dump(f"after-{step.pass_.name}.mlir", str(graph.module))
         reports.append(report)
+        last[report.name] = step.pass_, report
+    for pass_, report in last.values():
+        if hasattr(pass_, "review"):
+            pass_.review(graph, report)
     return reports

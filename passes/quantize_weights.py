@@ -27,10 +27,11 @@ from ..ir.rewriting import (
 )
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
-from .base import ALL_PHASES, Kind, PassContext
+from .base import ALL_PHASES, Kind, PassContext, PassReport
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
+from .left_alone import report_left_alone
 from .quantized_linears import take_weight, unmerge
 
 
@@ -87,36 +88,52 @@ class QuantizeWeights:
             return unmerge(graph, op, rewriter, chosen)
 
         apply_patterns(graph, {"lutra.linear": [split_merged]}, context.report.count)
-        layers = {
-            symbol: paths(op) or ("",)
-            for op in graph.operations
-            if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None
-        }
+        columns: dict[str, int] = {}
+        layers: dict[str, tuple[str, ...]] = {}
+        for op in graph.operations:
+            if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None:
+                columns[symbol], layers[symbol] = static_shape(op.weight)[1], paths(op) or ("",)
+        self._leave_what_groups_do_not_divide(context, layers, columns)
         choices = self._choose(graph.store, context, layers)
 
         def quantize(op: Any, rewriter: Any) -> bool:
             symbol = self._weight_of(op, chosen)
-            return symbol is not None and self._quantize(context, op, rewriter, symbol, *choices[symbol])
+            if symbol not in choices:
+                return False
+            name, format = choices[symbol]
+            take_weight(op, rewriter, name, format, self.activations)
+            if isinstance(self.bits, BitBudget):
+                context.report.count(f"{format.bits} bits")
+            return True
 
         patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize]}
         apply_patterns(graph, patterns, context.report.count)
+
+    def review(self, graph: Graph, report: PassReport) -> None:
+        """List the weights that stay in floating point."""
+        report_left_alone(graph, report, "no selector of the recipe takes it")
+
+    def _leave_what_groups_do_not_divide(
+        self, context: PassContext, layers: dict[str, tuple[str, ...]], columns: Mapping[str, int]
+    ) -> None:
+        """Take layers out of `layers` whose columns make no whole groups, and say so; an error when none is left."""
+        reasons: dict[str, str] = {}
+        for symbol, own in layers.items():
+            try:
+                self.format(self._choices[0]).groups(columns[symbol])
+            except QuantizationError as error:
+                reasons[symbol] = str(error)
+                where = ", ".join(filter(None, own)) or symbol
+                if len(reasons) == len(layers):
+                    raise QuantizationError(f"{where}: {error}") from None
+        for symbol, why in reasons.items():
+            context.report.left += [(path or symbol, why) for path in layers.pop(symbol)]
 
     def _weight_of(self, op: Any, chosen: set[str]) -> str | None:
         """The symbol of the floating-point weight of a linear that the selector took whole."""
         symbol = parameter_symbol(op.weight)
         taken = symbol is not None and quantized_format(op.weight.type) is None and set(paths(op) or ("",)) <= chosen
         return symbol if taken else None
-
-    def _quantize(
-        self, context: PassContext, op: Any, rewriter: Any, symbol: str, name: str, format: WeightFormat
-    ) -> bool:
-        try:
-            take_weight(op, rewriter, name, format, self.activations)
-        except QuantizationError as error:
-            raise QuantizationError(f"{', '.join(filter(None, paths(op))) or symbol}: {error}") from None
-        if isinstance(self.bits, BitBudget):
-            context.report.count(f"{format.bits} bits")
-        return True
 
     def _choose(
         self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]

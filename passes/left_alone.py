@@ -1,0 +1,78 @@
+"""Weights that a finished graph still reads in floating point, and why: what passes that quantise leave alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..ir.graph import Graph
+from ..ir.operator_call import operation_name
+from ..ir.rewriting import ParamOp, parameter_symbol, paths, tensor_type, users
+from .base import PassReport
+from .matching import sizes
+
+_VIEWS = (
+    "aten.transpose.int",
+    "aten.t",
+    "aten.permute",
+    "aten.view",
+    "aten.reshape",
+    "aten.slice.Tensor",
+    "aten.select.int",
+    "aten.unsqueeze",
+    "aten.expand",
+    "aten._to_copy",
+    "aten.clone",
+    "aten.contiguous",
+    "prims.convert_element_type",
+)
+"""Operators that hand a weight on as it is; who reads it stands behind them."""
+_NO_READERS = ("torch.bind_symbolic_shape", "func.return")
+
+
+def report_left_alone(graph: Graph, report: PassReport, not_taken: str) -> None:
+    """Add every floating-point weight of two or more dimensions to `report.left`, by path; `not_taken`: why a linear
+    may have kept its own. What the report names already stays as it is."""
+    known = {path for path, _ in report.left}
+    for op in graph.operations:
+        if isinstance(op, ParamOp) and len(sizes(op.out)) > 1:
+            if not tensor_type(op.out.type).dtype.is_floating_point:
+                continue
+            for path, why in _reasons(op.out, not_taken):
+                if path not in known:
+                    known.add(path)
+                    report.left.append((path, why))
+
+
+def _reasons(weight: Any, not_taken: str) -> Iterator[tuple[str, str]]:
+    """Path and reason for each module that reads `weight`."""
+    symbol = parameter_symbol(weight) or ""
+    for reader in _readers(weight):
+        name = operation_name(reader.operation)
+        if name == "lutra.linear" and parameter_symbol(reader.operands[1]) == symbol:
+            yield from ((path, not_taken) for path in paths(reader) or (_module(symbol),))
+        else:
+            yield _module(symbol), _reason(name, len(sizes(weight)))
+
+
+def _reason(name: str, rank: int) -> str:
+    if name.startswith("aten.embedding"):
+        return "an embedding: its rows are looked up, not multiplied"
+    if "conv" in name:
+        return "a convolution, not a linear"
+    if rank > 2:
+        return f"a stack of matrices (experts) that {name} reads, not a linear"
+    return f"read by {name}, not by a linear"
+
+
+def _readers(weight: Any) -> Iterator[Any]:
+    """Operations that do more with `weight` than to pass on a view of it."""
+    for user in users(weight):
+        name = operation_name(user.operation)
+        if name in _VIEWS:
+            yield from _readers(user.operation.results[0])
+        elif user.operation.name not in _NO_READERS:
+            yield user
+
+
+def _module(symbol: str) -> str:
+    """The path of a parameter, of its module where it is called `weight`."""
+    return symbol.split("@")[0].removesuffix(".weight")
