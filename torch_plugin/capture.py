@@ -17,6 +17,7 @@ from ..ir.errors import CaptureError
 from ..ir.fx_import import import_graph, source_path
 from ..ir.graph import Graph, Phase
 from ..ir.params import ParameterStore
+from .view_results import has_work, take_views
 
 KEPT_COMPOSITES = (
     torch.ops.aten.linear.default,
@@ -91,8 +92,12 @@ def capture(
         if len(fakes) != len(labels):
             raise CaptureError(f"AOTAutograd changed the number of inputs from {len(labels)} to {len(fakes)}")
         phase = graph_phase(functional)
+        complete = take_views(functional)
         with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors on; ours computes weights
-            return compile_graph(import_graph(functional, store, names, labels, phase), functional)
+            if complete is not None and not has_work(functional):
+                return complete(lambda *_: [])
+            compiled = compile_graph(import_graph(functional, store, names, labels, phase), functional)
+        return compiled if complete is None else complete(compiled)
 
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True
