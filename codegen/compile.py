@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import tvm
 from tvm import relax
+from tvm.target.codegen import llvm_cpu_has_features
 
+from ..ir.errors import LoweringError
 from ..ir.graph import Graph
 from .cache import Entry, ExecutableCache, Key
 from .executable import Executable, ExecutableSummary
@@ -19,6 +21,7 @@ from .lowering import Lowered, Lowering
 from .schedule import schedule_elementwise
 from .targets import Target
 from .targets.base import Family
+from .torch_calls import TorchCall
 from .weights import to_data
 from .workspace import Workspace, with_workspace
 
@@ -50,9 +53,11 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
     if options.cache is None:
         outcome = "off"
     options.progress("weights")
-    summary = ExecutableSummary(entry.manifest["kernels"], entry.manifest["fallbacks"], outcome, seconds)
+    calls = tuple(TorchCall(**data) for data in entry.manifest["fallbacks"])
+    summary = ExecutableSummary(entry.manifest["kernels"], calls, outcome, seconds)
     bound = time.perf_counter()
-    executable = Executable(entry, graph.store, summary)
+    regions = {name: region.module for name, region in graph.regions.items()}
+    executable = Executable(entry, graph.store, summary, regions)
     seconds["load and pack weights"] = time.perf_counter() - bound
     seconds["total"] = time.perf_counter() - start
     return executable
@@ -68,6 +73,7 @@ def _build(
         seconds[stage] = time.perf_counter() - start
         return result
 
+    _require_features(target)
     lowering = Lowering(graph, target, options.kernel_family, options.strict)
     lowered: Lowered = timed("lower", lowering.run)
     if options.dump is not None:
@@ -82,9 +88,18 @@ def _build(
         "outputs": lowered.outputs,
         "workspace": workspace.to_data(),
         "kernels": lowered.kernels,
-        "fallbacks": lowered.fallbacks,
+        "fallbacks": [call.to_data() for call in lowered.fallbacks],
     }
     return timed("store", lambda: store.add(key, manifest, lambda path: library.export_library(str(path))))
+
+
+def _require_features(target: Target) -> None:
+    """LLVM ends the process at an instruction that it does not know the processor to have, so it is asked before."""
+    missing = [name for name in target.features if not llvm_cpu_has_features([name], target.tvm_target())]
+    if missing:
+        raise LoweringError(
+            f"target {target.name!r} needs {', '.join(missing)}, which LLVM does not see in {target.tvm_target()}"
+        )
 
 
 def _optimised(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:

@@ -1,7 +1,7 @@
 """A compiled graph that can be called: a library on disk bound to the weights of one parameter store."""
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ from tvm import relax
 from ..ir.params import ParameterStore
 from .cache import Entry
 from .parallel import use_torch_threads
-from .runtime import register
+from .runtime import Region, register, running
+from .torch_calls import TorchCall
 from .weights import ALIGNMENT, from_data
 from .workspace import Workspace
 
@@ -25,11 +26,11 @@ Watch = Callable[[str, bool, int], None]
 
 @dataclass(frozen=True)
 class ExecutableSummary:
-    """What runs: calls of each kernel, torch operators without a lowering, where the code came from ("hit", "miss:
+    """What runs: calls of each kernel, what torch runs for want of a lowering, where the code came from ("hit", "miss:
     why"), stages in seconds."""
 
     kernels: dict[str, int]
-    fallbacks: dict[str, int]
+    fallbacks: tuple[TorchCall, ...]
     cache: str
     seconds: dict[str, float]
 
@@ -37,8 +38,11 @@ class ExecutableSummary:
 class Executable:
     """Call it with the graph's inputs (tensors and ints, in order); it returns the graph's results in order."""
 
-    def __init__(self, entry: Entry, store: ParameterStore, summary: ExecutableSummary) -> None:
+    def __init__(
+        self, entry: Entry, store: ParameterStore, summary: ExecutableSummary, regions: Mapping[str, Region]
+    ) -> None:
         register()
+        self._regions = regions
         self.summary = summary
         self._outputs: list[tuple[str, Any]] = [(kind, value) for kind, value in entry.manifest["outputs"]]
         self._library = tvm.runtime.load_module(str(entry.library))
@@ -56,7 +60,7 @@ class Executable:
         usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
         sizes = tuple(value for value in usable if isinstance(value, int))
         tensors = [value for value in usable if isinstance(value, torch.Tensor)]
-        with self._lock:  # the machine and the workspace serve one call at a time
+        with self._lock, running(self._regions):  # the machine and the workspace serve one call at a time
             results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound, *self._workspace)
         return [
             usable[value] if kind == "input" else self._result(kind, value, results) for kind, value in self._outputs

@@ -7,7 +7,9 @@ ahead and would write over it.
 
 import ctypes
 import math
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -18,6 +20,18 @@ from ..ir.operator_call import OperatorCall
 from .kernels.unpacked_linear import PRODUCT, scratch_rows
 
 _parse = cache(OperatorCall.from_json)
+Region = Callable[..., tuple[torch.Tensor, ...]]
+_regions = threading.local()
+
+
+@contextmanager
+def running(regions: Mapping[str, Region]) -> Iterator[None]:
+    """Within the block, calls of regions by this thread find them in `regions`; one executable may call another."""
+    before, _regions.known = getattr(_regions, "known", {}), regions
+    try:
+        yield
+    finally:
+        _regions.known = before
 
 
 def _to_torch(value: Any) -> Any:
@@ -35,10 +49,14 @@ def _owned(result: torch.Tensor, arguments: list[Any]) -> torch.Tensor:
 
 
 def _torch_call(text: str, *values: Any) -> Any:
-    """Run the `OperatorCall` that `text` describes."""
-    arguments = [_to_torch(v) for v in values]
-    results = [_owned(r, arguments) for r in _parse(str(text))(*arguments)]
-    return tvm_ffi.from_dlpack(results[0]) if len(results) == 1 else [tvm_ffi.from_dlpack(r) for r in results]
+    """Run the `OperatorCall` that `text` describes; a list of results where it has several, or is a region."""
+    call, arguments = _parse(str(text)), [_to_torch(v) for v in values]
+    if call.region is not None:
+        made = _regions.known[call.region](*call.filled(arguments))
+    else:
+        made = call(*arguments)
+    results = [tvm_ffi.from_dlpack(_owned(r, arguments)) for r in made]
+    return results[0] if len(results) == 1 and call.region is None else results
 
 
 def _linear(bias: bool, residual: bool) -> Callable[..., None]:

@@ -44,7 +44,7 @@ LEFT_OUT = {
 }
 """Operators that torch gives memory of their own but whose lowering may give an operand back: a clone, a cast to the
 same dtype, a `cat` of one, a power of 1."""
-_SHAPE_ALONE = {"bind_symbolic_shape", "aten.size", "aten.size.int", "aten.numel", "aten.dim"}
+_SHAPE_ALONE = {"aten.size", "aten.size.int", "aten.numel", "aten.dim"}
 """What looks at no element."""
 
 Roots = frozenset[Any]

@@ -101,6 +101,14 @@ class ParamOp(Lutra.Operation, name="param", traits=[Pure]):
     out: Result[Any]
 
 
+class NumberOp(Lutra.Operation, name="number", traits=[Pure]):
+    """A number that follows from the sizes of the graph's arguments: `out = expression`, a `!torch.int` or
+    `!torch.float`. `Graph.sizes` has the expression that the text stands for."""
+
+    expression: StringAttr
+    out: Result[Any]
+
+
 class LinearOp(Lutra.Operation, name="linear", traits=[Pure]):
     """`out[..., N] = x[..., K] @ weight[N, K]^T (+ bias[N]) (+ residual[..., N])`.
 

@@ -36,6 +36,10 @@ class CaptureError(LutraError):
     """A graph or model cannot be captured (parameters on `meta`, unsupported construct)."""
 
 
+class ParameterError(CaptureError):
+    """A parameter has no values: it is on `meta`, or was released after packing."""
+
+
 class PackedModelError(LutraError):
     """A folder of packed weights is incomplete, of another version, or does not fit the model."""
 

@@ -4,8 +4,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import sympy
+import torch
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from .fx_regions import Region
 from .params import ParameterStore
+from .sizes import Described
+
+UNLIMITED = 2**62
+"""What stands for an end of a range that has none."""
 
 Phase = Literal["prefill", "decode", "encode"]
 
@@ -14,12 +21,14 @@ Phase = Literal["prefill", "decode", "encode"]
 class GraphInput:
     """Block argument of `@main`: `position` in the caller's argument list.
 
-    `symbol`: set for a symbolic size (`!torch.int`). `mutated`: the graph updates it in place (a KV cache)."""
+    `symbol`: set for a symbolic size (`!torch.int`). `mutated`: the graph updates it in place (a KV cache). `encoded`:
+    the foreign dtype of the caller's tensor, which the graph takes as `foreign.encode` writes it."""
 
     position: int
     name: str
-    symbol: sympy.Symbol | None = None
+    symbol: sympy.Expr | None = None
     mutated: bool = False
+    encoded: torch.dtype | None = None
 
 
 @dataclass
@@ -30,7 +39,11 @@ class Graph:
     result is written to (those results are not returned to the caller). `parameter_positions`: position in the
     caller's argument list -> name of the parameter that was passed there at capture. `input_shapes`: per block
     argument the symbolic shape (sympy expressions or ints; () for a `!torch.int`). `symbol_ranges`: symbol -> (least,
-    greatest) value."""
+    greatest) value, `UNLIMITED` for no end. `environment`: torch's own account of the symbols (None for a graph that
+    was not captured). `sizes`: what the texts of `lutra.sizes` and `lutra.number` stand for. `regions`: what torch
+    runs where the graph has an operator of that name. `encoded_results`: result index -> foreign dtype that it stands
+    for. `tokens`: how many of the first arguments, and results, are empty tensors that order side effects; the caller
+    has None there."""
 
     module: Any
     store: ParameterStore
@@ -40,6 +53,11 @@ class Graph:
     parameter_positions: dict[int, str] = field(default_factory=dict)
     input_shapes: list[tuple[sympy.Expr, ...]] = field(default_factory=list)
     symbol_ranges: dict[sympy.Symbol, tuple[int, int]] = field(default_factory=dict)
+    environment: ShapeEnv | None = None
+    sizes: dict[str, Described] = field(default_factory=dict)
+    regions: dict[str, Region] = field(default_factory=dict)
+    encoded_results: dict[int, torch.dtype] = field(default_factory=dict)
+    tokens: int = 0
 
     @property
     def function(self) -> Any:

@@ -1,20 +1,20 @@
 """Run a graph in the IR without code generation: the ground truth that passes and lowerings are compared with.
 
-Torch operators run as torch operators, `lutra` operations by their reference semantics, parameters are read from the
-graph's store when an operation uses them. Shapes may be symbolic: `shapes.py` runs the same loop on fake tensors.
+Torch operators run as torch operators, `lutra` operations by their reference semantics, regions as what they are.
+Parameters are read from the graph's store when an operation uses them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import sympy
+import torch
 from torch_mlir import ir
 
 from .errors import CaptureError, LutraError
 from .graph import Graph
-from .operator_call import OperatorCall, operation_name
-
-Call = Callable[[Any, OperatorCall, list[Any]], tuple[Any, ...]]
-"""`(MLIR operation, the call that it makes, values of its slots) -> results`."""
+from .operator_call import OperatorCall, operation_name, place
+from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue
 
 
 def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
@@ -31,16 +31,12 @@ def evaluate(
     inputs: Sequence[Any],
     *,
     on_value: Callable[[Any, Any], None] | None = None,
-    parameter: Callable[[Any], Any] | None = None,
-    call: Call | None = None,
 ) -> list[Any]:
     """As `interpret`, with the loop open.
 
-    on_value: called with every block argument and result (an MLIR value) and what it is in Python, once, in order.
-    parameter: value of a `lutra.param` operation; by default what the store has, read anew at each use and not kept
-    (then `on_value` is not called for it). call: runs one operation."""
-    read = parameter or (lambda op: _Deferred(graph, ir.StringAttr(op.attributes["sym"]).value))
-    run = call or (lambda operation, operator, values: operator(*values))
+    on_value: called with every block argument and result (an MLIR value) and what it is in Python, once, in order; not
+    for parameters, which are read anew at each use and not kept."""
+    symbols = _Symbols(graph)
     environment: dict[Any, Any] = {}
 
     def define(value: Any, result: Any) -> None:
@@ -57,6 +53,7 @@ def evaluate(
         raise CaptureError(f"the graph takes {len(arguments)} arguments, {len(inputs)} were given")
     for argument, value in zip(arguments, inputs, strict=True):
         define(argument, value)
+    symbols.learn_arguments(inputs)
 
     operations = list(graph.operations)
     calls, last_use = _plan(operations)
@@ -65,23 +62,61 @@ def evaluate(
         if operation.name == "func.return":
             return [look_up(value) for value in operation.operands]
         if operation.name == "lutra.param":
-            define(operation.results[0], read(operation))
+            define(operation.results[0], _Deferred(graph, ir.StringAttr(operation.attributes["sym"]).value))
+            continue
+        if operation.name == "lutra.number":
+            define(operation.results[0], symbols.number(ir.StringAttr(operation.attributes["expression"]).value))
             continue
         operator, operands = calls[index]
         try:
-            results = run(operation, operator, [look_up(value) for value in operands])
+            values = [look_up(value) for value in operands]
+            region = operator.region
+            results = graph.regions[region].module(*operator.filled(values)) if region else operator(*values)
         except LutraError as error:
-            raise CaptureError(f"{error} ({_place(operation)})") from error
+            raise CaptureError(f"{error} ({place(operation)})") from error
         except Exception as error:
             kinds = ", ".join(str(value.type) for value in operands)
-            message = f"{operator.name} failed on ({kinds}): {type(error).__name__}: {error} ({_place(operation)})"
+            message = f"{operator.name} failed on ({kinds}): {type(error).__name__}: {error} ({place(operation)})"
             raise CaptureError(message) from error
         for value, result in zip(operation.results, results, strict=True):
             define(value, result)
+        if SIZES_ATTRIBUTE in operation.attributes:
+            symbols.learn(graph.sizes[ir.StringAttr(operation.attributes[SIZES_ATTRIBUTE]).value], results)
         for value in operands:
             if last_use[value] == index:
                 environment.pop(value, None)
     raise CaptureError("the graph's function does not return")
+
+
+class _Symbols:
+    """What the symbols of a graph stand for in one run."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._known: dict[Any, int] = {}
+
+    def learn_arguments(self, inputs: Sequence[Any]) -> None:
+        for given, shape, value in zip(self._graph.inputs, self._graph.input_shapes, inputs, strict=False):
+            numbers = zip(shape, getattr(value, "shape", ()), strict=False)
+            self._learn([(given.symbol, value)] if given.symbol is not None else numbers)
+
+    def learn(self, described: Described, results: Sequence[Any]) -> None:
+        """Sizes that depend on data are known once their tensor is there."""
+        values = zip(described, results, strict=False) if isinstance(described, tuple) else [(described, results[0])]
+        for one, value in values:
+            if isinstance(one, SymbolicValue) and one.shape is not None and isinstance(value, torch.Tensor):
+                self._learn(zip(one.shape, value.shape, strict=True))
+
+    def _learn(self, pairs: Iterable[tuple[Any, Any]]) -> None:
+        for size, number in pairs:
+            if isinstance(size, sympy.Symbol):
+                self._known[size] = int(number)
+
+    def number(self, text: str) -> int | float:
+        described = self._graph.sizes[text]
+        assert isinstance(described, SymbolicValue) and described.number is not None, text
+        value = described.number.xreplace({s: sympy.Integer(n) for s, n in self._known.items()})
+        return int(value) if described.number.is_integer else float(value)
 
 
 class _Deferred:
@@ -100,21 +135,13 @@ def _plan(operations: list[Any]) -> tuple[list[Any], dict[Any, int]]:
     last_use: dict[Any, int] = {}
     for index, op in enumerate(operations):
         name = op.operation.name
-        if name in ("lutra.param", "func.return"):
+        if name in ("lutra.param", "lutra.number", "func.return"):
             calls.append(None)
             last_use.update(dict.fromkeys(op.operation.operands, index))
             continue
         try:
             calls.append(OperatorCall.of(op))
         except CaptureError as error:
-            raise CaptureError(f"{operation_name(op.operation)}: {error} ({_place(op.operation)})") from error
+            raise CaptureError(f"{operation_name(op.operation)}: {error} ({place(op.operation)})") from error
         last_use.update(dict.fromkeys(calls[-1][1], index))
     return calls, last_use
-
-
-def _place(operation: Any) -> str:
-    """Where an operation came from, for messages: the module path, else MLIR's location."""
-    attributes = operation.attributes
-    if "lutra.path" in attributes:
-        return f"in module {ir.StringAttr(attributes['lutra.path']).value!r}"
-    return str(operation.location)

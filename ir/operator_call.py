@@ -10,7 +10,7 @@ import ast
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -21,10 +21,14 @@ from torch_mlir import ir
 from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT, TORCH_LAYOUT_TO_INT, TORCH_MEMORY_FORMAT_TO_INT
 
 from .errors import CaptureError
+from .fx_regions import REGION
 from .reference import REFERENCE, rope_kv_update
+from .sizes import SIZES_ATTRIBUTE
 from .types import tensor_type
 
-_IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path", "lutra.activations"}
+REGION_CALL = f"lutra.{REGION}"
+"""What the names of operators begin with that stand for regions."""
+_IGNORED_ATTRIBUTES = {"operandSegmentSizes", "lutra.path", "lutra.activations", SIZES_ATTRIBUTE}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,16 @@ class OperatorCall:
         """Run the operator on the values of its slots; always a tuple of results, one per result of the operation.
 
         Raises `CaptureError` when no such operator exists; the operator's own errors pass through."""
-        return self._run(*(_fill(argument, values) for argument in self.arguments))
+        return self._run(*self.filled(values))
+
+    def filled(self, values: Sequence[Any]) -> list[Any]:
+        """The arguments, with `values` in its slots."""
+        return [_fill(argument, values) for argument in self.arguments]
+
+    @property
+    def region(self) -> str | None:
+        """Name of the region of the graph that this runs (`Graph.regions`), if it is no operator."""
+        return self.name.removeprefix("lutra.") if self.name.startswith(REGION_CALL) else None
 
     @property
     def reads_data(self) -> bool:
@@ -95,6 +108,14 @@ def operation_name(operation: Any) -> str:
     if name == "torch.operator":
         name = ir.StringAttr(operation.attributes["name"]).value
     return name.removeprefix("torch.")
+
+
+def place(operation: Any) -> str:
+    """Where an operation came from, for messages: the module path, else MLIR's location."""
+    attributes = operation.attributes
+    if "lutra.path" in attributes:
+        return f"in module {ir.StringAttr(attributes['lutra.path']).value!r}"
+    return str(operation.location)
 
 
 # From MLIR ------------------------------------------------------------------------------------------------------------
@@ -188,7 +209,7 @@ def _decode(value: Any) -> Any:
 # Running --------------------------------------------------------------------------------------------------------------
 
 
-def _fill(argument: Any, values: tuple[Any, ...]) -> Any:
+def _fill(argument: Any, values: Sequence[Any]) -> Any:
     if isinstance(argument, Slot):
         return values[argument.index]
     if isinstance(argument, tuple):
@@ -318,7 +339,6 @@ _SINGLE: dict[str, Callable[..., Any]] = {
     **{f"constant.{kind}": lambda *, value: value for kind in ("int", "float", "bool", "str", "device", "number")},
     "constant.none": lambda: None,
     "vtensor.literal": _literal,
-    "symbolic_int": lambda **attributes: None,
     "prim.ListConstruct": lambda *values: list(values),
     "prim.TupleConstruct": lambda *values: values,
     "prim.NumToTensor.Scalar": lambda value, *, dtype: torch.scalar_tensor(value, dtype=dtype),
@@ -333,7 +353,6 @@ _SINGLE: dict[str, Callable[..., Any]] = {
 """Operations with one result that `torch.ops` has not, or that take symbolic sizes or other strides here only."""
 
 _SPECIAL: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "bind_symbolic_shape": lambda *values, **attributes: (),
     "prim.ListUnpack": tuple,
     "prim.TupleUnpack": tuple,
     "lutra.rope_kv_update": rope_kv_update,

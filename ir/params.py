@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .errors import CaptureError
+from .errors import CaptureError, ParameterError
 from .quantization import QuantizedWeight, WeightFormat
 
 Value = torch.Tensor | QuantizedWeight
@@ -49,7 +49,7 @@ class ParameterStore:
         captured of single layers, after a graph break, all call their weights alike."""
         name = self._identify(name, tensor)
         if tensor.device.type == "meta":
-            raise CaptureError(
+            raise ParameterError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
             )
         if name not in self._released:  # the next graph of the model passes what is left of it: no values
@@ -106,7 +106,9 @@ class ParameterStore:
             return self._originals[name] if name in self._originals else self._kept[name]
         self._require(name)
         if name in self._released:
-            raise CaptureError(f"parameter {name!r} was released after packing (release_weights): its values are gone")
+            raise ParameterError(
+                f"parameter {name!r} was released after packing (release_weights): its values are gone"
+            )
         derivation = self._derivations[name]
         return derivation.compute(*(self.value(source) for source in derivation.sources))
 
@@ -183,6 +185,10 @@ class ParameterStore:
         """The model's tensor that is called `name`, released or not; None when it is derived, unknown or gone."""
         reference = self._identities.get(name)
         return None if reference is None else reference()
+
+    def released_names(self) -> list[str]:
+        """Names of tensors that have no values any more."""
+        return list(self._released)
 
     def originals(self) -> list[str]:
         """Names of all bound tensors."""

@@ -36,7 +36,7 @@ from .dialect import (
     quantized_format,
 )
 from .errors import LutraError
-from .fx_import import PATH_ATTRIBUTE
+from .fx_nodes import PATH_ATTRIBUTE
 from .graph import Graph
 from .quantization import WeightFormat
 from .types import TensorType, as_tensor_type, tensor_type
@@ -161,8 +161,8 @@ def constant_list(value: Value) -> list[Any] | None:
 
 
 def single_use(value: Value) -> bool:
-    """True when exactly one operand reads `value`; what only states its shape does not count."""
-    return sum(use.owner.operation.name != "torch.bind_symbolic_shape" for use in value.uses) == 1
+    """True when exactly one operand reads `value`."""
+    return len(list(value.uses)) == 1
 
 
 def users(value: Value) -> list[Any]:

@@ -1,16 +1,12 @@
-"""Symbolic shapes: for every value of `@main` its sizes as sympy expressions over the symbols of the graph's arguments.
+"""Symbolic shapes: for every value of `@main` its sizes as sympy expressions over the symbols of the capture.
 
-The interpreter runs on fake tensors whose sizes are symbols of a fresh `ShapeEnv`. Where an operation's result types
-are static nothing is run: the type says it all. Equal calls on equal shapes are run once, so that a model of many equal
-layers costs about as much as one layer.
-
-A `ShapeEnv` decides what it cannot prove (is `s0 > 16`?) by an example value for each symbol. Examples are primes
-inside the symbol's range, so that no size equals or divides another by chance. When a choice contradicts the types of
-the module (a window that needs an even size), the next set of examples is tried. Sizes that depend on data (`nonzero`),
-or that no set of examples explains, are fresh symbols: `SymbolicValues.unbacked`.
+Nothing is guessed. A static type says it all; what torch found when it captured the graph stands beside the operation
+(`sizes.py`). What a pass has added since is run on fake tensors whose sizes are symbols of the same `ShapeEnv`, which
+knows the guards of the capture and takes new ones. Sizes that depend on data (`nonzero`) are symbols that no argument
+has: `SymbolicValues.unbacked`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,35 +15,20 @@ import torch
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
-    StrictMinMaxConstraint,
-)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, SLoc, ValueRangesSLoc
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
+from torch_mlir import ir
 
 from .dialect import quantized_format
-from .errors import CaptureError
-from .graph import Graph
-from .interpreter import evaluate
-from .operator_call import OperatorCall
-from .quantization import QuantizedWeight
-from .types import TensorType, as_tensor_type, tensor_type
+from .errors import CaptureError, LutraError
+from .graph import UNLIMITED, Graph
+from .operator_call import OperatorCall, place
+from .quantization import QuantizedWeight, WeightFormat
+from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, expressions
+from .types import as_tensor_type
 
-
-@dataclass(frozen=True)
-class SymbolicValue:
-    """A tensor (`shape`, `dtype`), a quantised weight (`shape` `[N, K]`) or a number (`number`), in graph symbols."""
-
-    shape: tuple[sympy.Expr, ...] | None = None
-    dtype: torch.dtype | None = None
-    number: sympy.Expr | None = None
-
-
-Described = SymbolicValue | tuple[Any, ...] | None
-"""What a value is: a `SymbolicValue`, for a list a tuple of them, None for anything else (a string, none, a device)."""
+__all__ = ["Described", "SymbolicValue", "SymbolicValues", "symbolic_values"]
 
 
 @dataclass(frozen=True)
@@ -70,20 +51,17 @@ class SymbolicValues:
 
 
 def symbolic_values(graph: Graph) -> SymbolicValues:
-    """Shape and dtype (of an int: its expression) of every argument and result of `@main`; no parameter is computed.
+    """Shape and dtype (of a number: its expression) of every argument and result of `@main`; no parameter is computed.
 
-    Raises `CaptureError` when an operation has no semantics."""
-    for choose in _EXAMPLES:
-        run = _Run(graph, _examples(graph.symbol_ranges, choose))
-        described = run.describe()
-        if not run.contradictions:
-            break
-    arguments = len(graph.function.regions[0].blocks[0].arguments)
-    remaining = iter(described[arguments:])
-    results = tuple(tuple(next(remaining) for _ in op.operation.results) for op in graph.operations)
-    used = {s for value in described for expression in _expressions(value) for s in expression.free_symbols}
+    Raises `CaptureError` when an operation that a pass added has no semantics, or fails on these shapes."""
+    found = _Inference(graph)
+    arguments = tuple(map(found.argument, range(len(graph.inputs))))
+    with enable_python_dispatcher(), torch.no_grad(), found.environment.ignore_fresh_unbacked_symbols():
+        results = tuple(tuple(found.results(op)) for op in graph.operations)
+    values = [*arguments, *(value for described in results for value in described)]
+    used = {s for value in values for e in expressions(value) for s in e.free_symbols}
     unbacked = frozenset(s for s in used - set(graph.symbol_ranges) if isinstance(s, sympy.Symbol))
-    return SymbolicValues(tuple(described[:arguments]), results, unbacked)
+    return SymbolicValues(arguments, results, unbacked)
 
 
 def _values(graph: Graph) -> Iterator[Any]:
@@ -92,226 +70,177 @@ def _values(graph: Graph) -> Iterator[Any]:
         yield from op.operation.results
 
 
-def _expressions(value: Described) -> Iterator[sympy.Expr]:
-    if isinstance(value, tuple):
-        for element in value:
-            yield from _expressions(element)
-    elif value is not None:
-        yield from value.shape or ()
-        if value.number is not None:
-            yield value.number
-
-
-# Examples -------------------------------------------------------------------------------------------------------------
-
-_PRIMES = tuple(p for p in range(11, 1000) if all(p % d for d in range(2, 32) if d < p))
-_EXAMPLES: tuple[Callable[[int, int], int], ...] = (
-    lambda position, count: _PRIMES[2 * position],  # ascending: a batch, then positions, then the length of a cache
-    lambda position, count: 16 * _PRIMES[2 * position],
-    lambda position, count: _PRIMES[2 * (count - position)],
-)
-"""How to choose the example of the `position`-th of `count` symbols, in order of trial."""
-
-
-def _examples(
-    ranges: Mapping[sympy.Symbol, tuple[int, int]], choose: Callable[[int, int], int]
-) -> dict[sympy.Symbol, int]:
-    """Distinct examples within `ranges`, as near to the chosen ones as the ranges allow."""
-    taken: dict[sympy.Symbol, int] = {}
-    for position, (symbol, (low, high)) in enumerate(ranges.items()):
-        example = choose(position, len(ranges))
-        if example < low:
-            example += low
-        example = min(example, high)
-        while example in taken.values() and example > max(low, 2):
-            example -= 1
-        taken[symbol] = example
-    return taken
-
-
-# Running --------------------------------------------------------------------------------------------------------------
-
-
 @dataclass
-class _Run:
-    """One run of the graph on fake tensors, with one set of examples. `contradictions`: what did not fit the types."""
-
+class _Inference:
     graph: Graph
-    examples: Mapping[sympy.Symbol, int]
-    contradictions: list[str] = field(default_factory=list)
+    described: dict[Any, Described] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.environment = ShapeEnv(specialize_zero_one=False, duck_shape=False)
+        self.environment = self.graph.environment or _environment(self.graph)
         self.mode = FakeTensorMode(shape_env=self.environment, allow_non_fake_inputs=True)
-        self._inner = {symbol: self._symbol(symbol) for symbol in self.graph.symbol_ranges}
-        self._outer = {inner: symbol for symbol, inner in self._inner.items()}
-        self._fakes: dict[TensorType, torch.Tensor] = {}
-        self._calls: dict[Any, tuple[Any, ...]] = {}
-        self._keys: dict[int, tuple[Any, Any]] = {}
-        self._described: dict[int, tuple[Any, Described]] = {}
+        self._arguments = self.graph.function.regions[0].blocks[0].arguments
+        self._fakes: dict[Any, Any] = {}
+        self._known: dict[tuple[str, torch.dtype | None], Described] = {}
+        self._calls: dict[Any, list[Described]] = {}
 
-    def describe(self) -> list[Described]:
-        """Every value of the graph, in order."""
-        values: list[Described] = []
-        arguments = self.graph.function.regions[0].blocks[0].arguments
-        with self.mode, enable_python_dispatcher(), torch.no_grad():
-            inputs = [self._input(i, argument.type) for i, argument in enumerate(arguments)]
-            evaluate(
-                self.graph,
-                inputs,
-                on_value=lambda _, value: values.append(self._describe(value)),
-                parameter=lambda op: self._parameter(op.results[0].type),
-                call=self._call,
-            )
-        specialised = [s for s in self._outer if self.environment.replace(s).is_number]
-        self.contradictions += [f"{self._outer[s]} was fixed" for s in specialised]
-        return values
+    def argument(self, index: int) -> Described:
+        value, given = self._arguments[index], self.graph.inputs[index]
+        shapes = self.graph.input_shapes
+        type_ = as_tensor_type(value.type)
+        if given.symbol is not None:
+            described: Described = SymbolicValue(number=self._now(given.symbol))
+        elif type_ is not None and shapes:
+            described = SymbolicValue(tuple(self._now(sympy.sympify(d)) for d in shapes[index]), type_.dtype)
+        else:
+            described = self._unknown(value.type)
+        self.described[value] = described
+        return described
 
-    def _symbol(self, symbol: sympy.Symbol) -> sympy.Expr:
-        low, high = self.graph.symbol_ranges[symbol]
-        range_ = ValueRanges(low, int_oo if high >= 2**62 else high)
-        return self.environment.create_symbol(
-            self.examples[symbol],
-            ConstantSource(symbol.name),
-            DimDynamic.DYNAMIC,
-            StrictMinMaxConstraint(vr=range_, warn_only=False),
-            do_not_specialize_zero_one=True,
-        )
+    def results(self, op: Any) -> Sequence[Described]:
+        """What the results of `op` are, whose operands are described already."""
+        operation = op.operation
+        types = [result.type for result in operation.results]
+        found = [_static(type_) for type_ in types]
+        if None in found:
+            found = self._written(operation, types) or self._computed(op, types)
+        self.described.update(zip(operation.results, found, strict=True))
+        return found
 
-    def _size(self, expression: Any) -> Any:
-        """An int, or a SymInt for an expression in the graph's symbols."""
-        expression = sympy.sympify(expression)
-        if expression.is_number:
-            return int(expression)
-        inner = expression.xreplace(self._inner)
-        example = int(expression.xreplace({s: sympy.Integer(e) for s, e in self.examples.items()}))
-        return self.environment.create_symintnode(inner, hint=example, source=ConstantSource(str(expression)))
-
-    def _input(self, index: int, type_: Any) -> Any:
-        symbol = self.graph.inputs[index].symbol
-        if symbol is not None:
-            return self._size(symbol)
-        tensor = as_tensor_type(type_)
-        if tensor is None:
-            return self._unknown(type_)
-        return torch.empty([self._size(d) for d in self.graph.input_shapes[index]], dtype=tensor.dtype)
-
-    def _parameter(self, type_: Any) -> Any:
-        quantized = quantized_format(type_)
-        if quantized is None:
-            return self._fake(tensor_type(type_))
-        n, k, format_ = quantized
-        scales = self._fake(TensorType((n, format_.groups(k)), torch.float16))
-        codes = self._fake(TensorType((n, k), torch.uint8))
-        return QuantizedWeight(codes, scales, scales if format_.has_zero_points else None, format_)
-
-    def _fake(self, type_: TensorType) -> torch.Tensor:
-        """A fake tensor of a static type, shared by all values of that type."""
-        if type_ not in self._fakes:
-            self._fakes[type_] = torch.empty(type_.shape, dtype=type_.dtype)  # type: ignore[arg-type]
-        return self._fakes[type_]
-
-    def _unknown(self, type_: Any) -> Any:
-        """A value of which only the type is known: fresh symbols where that says nothing."""
-        if str(type_) == "!torch.int":
-            return self.environment.create_unbacked_symint()
-        tensor = as_tensor_type(type_)
-        if tensor is None:
+    def _written(self, operation: Any, types: list[Any]) -> list[Described] | None:
+        """What the importer wrote beside `operation`, as it reads with what has been found out since."""
+        name = "expression" if operation.name == "lutra.number" else SIZES_ATTRIBUTE
+        if name not in operation.attributes:
             return None
-        sizes = [self._fresh_size() if d is None else d for d in tensor.shape]
-        return torch.empty(sizes, dtype=tensor.dtype)
+        text = ir.StringAttr(operation.attributes[name]).value
+        described = self._replaced(self.graph.sizes[text])
+        several = described if len(types) > 1 and isinstance(described, tuple) else (described,)
+        return [_of_type(value, type_) for value, type_ in zip(several, types, strict=True)]
 
-    def _fresh_size(self) -> Any:
-        size = self.environment.create_unbacked_symint()
-        torch._check(size >= 0)
-        return size
-
-    def _call(self, operation: Any, operator: OperatorCall, values: list[Any]) -> tuple[Any, ...]:
-        types = [as_tensor_type(result.type) for result in operation.results]
-        if all(t is not None and None not in t.shape for t in types):
-            return tuple(self._fake(t) for t in types if t is not None)
-        if operator.reads_data:
-            # Fakes are shared between values of equal shape, but what depends on data differs for each.
-            return self._checked(operation, operator, [_copy(value) for value in values])
-        key = (operator, *map(self._key, values))
-        if key not in self._calls:
-            self._calls[key] = self._checked(operation, operator, values)
+    def _computed(self, op: Any, types: list[Any]) -> list[Described]:
+        operation = op.operation
+        if operation.name == "torch.prim.ListUnpack":
+            described = self.described[operation.operands[0]]
+            if isinstance(described, tuple) and len(described) == len(types):
+                return list(described)
+        if operation.name in ("torch.prim.ListConstruct", "torch.prim.TupleConstruct"):
+            return [tuple(self.described[value] for value in operation.operands)]
+        if not types or all(not str(type_).startswith(_DESCRIBED_TYPES) for type_ in types):
+            return [None] * len(types)
+        call, slots = OperatorCall.of(op)
+        key = (call, *(self.described[slot] for slot in slots))
+        if call.reads_data or key not in self._calls:
+            self._calls[key] = self._run(operation, call, slots, types)
         return self._calls[key]
 
-    def _checked(self, operation: Any, operator: OperatorCall, values: list[Any]) -> tuple[Any, ...]:
-        """Results of the operator, or, where they contradict their types, values that are as unknown as the types."""
-        try:
-            results = operator(*values)
-        except CaptureError:
-            raise
-        except Exception as error:
-            if not isinstance(error, GuardOnDataDependentSymNode):  # no example helps there
-                self.contradictions.append(f"{operator.name}: {error}")
-            return tuple(self._unknown(result.type) for result in operation.results)
-        if len(results) != len(operation.results):
-            self.contradictions.append(f"{operator.name}: {len(results)} results, not {len(operation.results)}")
-            return tuple(self._unknown(result.type) for result in operation.results)
-        return tuple(
-            self._fitting(value, result.type) for value, result in zip(results, operation.results, strict=True)
+    def _run(self, operation: Any, call: OperatorCall, slots: list[Any], types: list[Any]) -> list[Described]:
+        """The call on fake tensors; values as unknown as their types where only data decides."""
+        with self.mode:
+            try:
+                results = call(*(self._value(slot) for slot in slots))
+            except GuardOnDataDependentSymNode:
+                return [self._unknown(type_) for type_ in types]
+            except LutraError as error:
+                raise CaptureError(f"{error} ({place(operation)})") from error
+            except Exception as error:
+                kinds = ", ".join(str(slot.type) for slot in slots)
+                message = f"{call.name} failed on ({kinds}): {type(error).__name__}: {error} ({place(operation)})"
+                raise CaptureError(message) from error
+        return [_of_type(describe(value), type_) for value, type_ in zip(results, types, strict=True)]
+
+    def _value(self, value: Any) -> Any:
+        quantized = quantized_format(value.type)
+        return self._quantized(*quantized) if quantized else self._made(self.described[value])
+
+    def _made(self, described: Described) -> Any:
+        """A fake tensor, number or list that is what `described` says; equal ones share a tensor, which nobody writes
+        to."""
+        if isinstance(described, tuple):
+            return [self._made(element) for element in described]
+        if described is None:
+            return None
+        if described.number is not None:
+            return self._number(described.number)
+        if described not in self._fakes:
+            sizes = [self._number(size) for size in described.shape or ()]
+            self._fakes[described] = torch.empty(sizes, dtype=described.dtype)
+        return self._fakes[described]
+
+    def _number(self, number: sympy.Expr) -> Any:
+        if number.is_number:
+            return int(number) if number.is_integer else float(number)
+        hint = None
+        if self.environment.has_guarding_hint(number):
+            hint = self.environment.guarding_hint_or_throw(number)
+        if number.is_integer:
+            return self.environment.create_symintnode(number, hint=hint, source=ConstantSource(str(number)))
+        return self.environment.create_symfloatnode(number, hint=hint, source=ConstantSource(str(number)))
+
+    def _quantized(self, n: int, k: int, format_: WeightFormat) -> QuantizedWeight:
+        scales = self._made(SymbolicValue((sympy.Integer(n), sympy.Integer(format_.groups(k))), torch.float16))
+        codes = self._made(SymbolicValue((sympy.Integer(n), sympy.Integer(k)), torch.uint8))
+        return QuantizedWeight(codes, scales, scales if format_.has_zero_points else None, format_)
+
+    def _unknown(self, type_: Any) -> Described:
+        """A value of which only the type is known: fresh symbols where that says nothing."""
+        if str(type_) == "!torch.int":
+            return SymbolicValue(number=self._fresh())
+        tensor = as_tensor_type(type_)
+        if tensor is None:
+            return None
+        return SymbolicValue(
+            tuple(self._fresh() if d is None else sympy.Integer(d) for d in tensor.shape), tensor.dtype
         )
 
-    def _fitting(self, value: Any, type_: Any) -> Any:
-        tensor = as_tensor_type(type_)
-        if tensor is None or not isinstance(value, torch.Tensor):
-            return value
-        if value.dim() != len(tensor.shape):
-            self.contradictions.append(f"rank {value.dim()} where the type is {type_}")
-            return self._unknown(type_)
-        sizes = [size if known is None else known for size, known in zip(value.shape, tensor.shape, strict=True)]
-        for size, known in zip(value.shape, tensor.shape, strict=True):
-            if known is not None and isinstance(size, int) and size != known:
-                self.contradictions.append(f"size {size} where the type is {type_}")
-        if value.dtype == tensor.dtype and all(a is b or _same(a, b) for a, b in zip(sizes, value.shape, strict=True)):
-            return value
-        return torch.empty(sizes, dtype=tensor.dtype)
+    def _fresh(self) -> sympy.Expr:
+        size = self.environment.create_unbacked_symint()
+        torch._check(size >= 0)
+        return size.node.expr
 
-    def _key(self, value: Any) -> Any:
-        """What the result's shape can depend on; a tensor is kept with its key, so that its id stays its own."""
-        if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-            return value.node.expr
-        if isinstance(value, QuantizedWeight):
-            return value.codes.shape, value.format
-        if isinstance(value, list | tuple):
-            return tuple(map(self._key, value))
-        if not isinstance(value, torch.Tensor):
-            return type(value), value
-        if id(value) not in self._keys:
-            key = (value.dtype, *map(self._key, value.shape), "strides", *map(self._key, value.stride()))
-            self._keys[id(value)] = value, key
-        return self._keys[id(value)][1]
+    def _replaced(self, described: Described) -> Described:
+        if isinstance(described, tuple):
+            return tuple(map(self._replaced, described))
+        if described is None or described.number is not None:
+            return described and SymbolicValue(number=self._now(described.number))
+        return SymbolicValue(tuple(map(self._now, described.shape or ())), described.dtype)
 
-    def _describe(self, value: Any) -> Described:
-        if isinstance(value, QuantizedWeight):
-            return SymbolicValue(shape=tuple(map(sympy.Integer, value.codes.shape)))
-        if isinstance(value, list | tuple):
-            return tuple(map(self._describe, value))
-        if isinstance(value, torch.SymInt | int) and not isinstance(value, bool):
-            return SymbolicValue(number=self._outside(value))
-        if not isinstance(value, torch.Tensor):
-            return None
-        if id(value) not in self._described:
-            shape = tuple(map(self._outside, value.shape))
-            self._described[id(value)] = value, SymbolicValue(shape, value.dtype)
-        return self._described[id(value)][1]
-
-    def _outside(self, size: Any) -> sympy.Expr:
-        """A size as an expression in the graph's symbols."""
-        return size.node.expr.xreplace(self._outer) if isinstance(size, torch.SymInt) else sympy.Integer(size)
+    def _now(self, number: sympy.Expr) -> sympy.Expr:
+        """`number` with what the environment has learnt since it was written down."""
+        return number if number.is_number else self.environment.replace(number)
 
 
-def _same(a: Any, b: Any) -> bool:
-    """Sizes that are written the same; nothing is decided by an example."""
-    symbolic = isinstance(a, torch.SymInt), isinstance(b, torch.SymInt)
-    return a.node.expr == b.node.expr if all(symbolic) else not any(symbolic) and a == b
+_DESCRIBED_TYPES = ("!torch.vtensor", "!torch.tensor", "!torch.int", "!torch.float", "!torch.number", "!torch.list")
+"""Of any other value (a string, none, a device, a truth value) there is nothing to say."""
 
 
-def _copy(value: Any) -> Any:
-    """Another fake tensor like `value`; lists element by element."""
-    if isinstance(value, list):
-        return [_copy(element) for element in value]
-    return torch.empty_like(value) if isinstance(value, torch.Tensor) else value
+def _static(type_: Any) -> Described:
+    """What a type alone says; None when it leaves a size open."""
+    quantized = quantized_format(type_)
+    if quantized is not None:
+        return SymbolicValue(shape=tuple(map(sympy.Integer, quantized[:2])))
+    tensor = as_tensor_type(type_)
+    if tensor is None or None in tensor.shape:
+        return None
+    return SymbolicValue(tuple(sympy.Integer(d) for d in tensor.shape if d is not None), tensor.dtype)
+
+
+def _of_type(described: Described, type_: Any) -> Described:
+    """`described` with what the type of the value says for certain."""
+    tensor = as_tensor_type(type_)
+    if tensor is None or not isinstance(described, SymbolicValue) or described.shape is None:
+        return described
+    if len(described.shape) != len(tensor.shape):
+        raise CaptureError(f"a value of type {type_} has rank {len(described.shape)} by its operation")
+    sizes = zip(described.shape, tensor.shape, strict=True)
+    return SymbolicValue(tuple(s if known is None else sympy.Integer(known) for s, known in sizes), tensor.dtype)
+
+
+def _environment(graph: Graph) -> ShapeEnv:
+    """For a graph that was written down, not captured: nothing is known of its symbols but their ranges."""
+    environment = ShapeEnv(specialize_zero_one=False, duck_shape=False)
+    for position, (symbol, (low, high)) in enumerate(graph.symbol_ranges.items()):
+        unlimited = high >= UNLIMITED
+        environment.backed_var_to_val[symbol] = sympy.Integer(min(low + 7 + 2 * position, high))
+        environment.var_to_range[symbol] = ValueRanges(low, int_oo if unlimited else high)
+        environment.var_to_range_sloc[symbol] = ValueRangesSLoc(SLoc("", ""), SLoc("", ""))
+        environment.var_to_sources[symbol] = [ConstantSource(symbol.name)]
+    return environment

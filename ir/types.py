@@ -9,7 +9,7 @@ import torch
 
 from .errors import CaptureError
 
-_DTYPES = {
+DTYPES = {
     "f64": torch.float64,
     "f32": torch.float32,
     "f16": torch.float16,
@@ -25,7 +25,7 @@ _DTYPES = {
     "complex<f32>": torch.complex64,
     "complex<f64>": torch.complex128,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _PATTERN = re.compile(r"^!torch\.v?tensor<\[([^\]]*)\],([^,>]+(?:<[^>]*>)?)(?:,.*)?>$")
 
 
@@ -45,10 +45,10 @@ class TensorType:
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> TensorType | None:
     found = _PATTERN.match(text)
-    if not found or found[2] not in _DTYPES:
+    if not found or found[2] not in DTYPES:
         return None
     dims = tuple(None if d == "?" else int(d) for d in found[1].split(",") if d)
-    return TensorType(dims, _DTYPES[found[2]])
+    return TensorType(dims, DTYPES[found[2]])
 
 
 def as_tensor_type(type_: Any) -> TensorType | None:

@@ -208,8 +208,7 @@ def fuse_rope_kv_update(op: Any, rewriter: Any) -> bool:
     last = old[0].owner
     for value in old[1:]:
         last = value.owner if last.is_before_in_block(value.owner) else last
-    early = [u for value in old for u in users(value) if not last.is_before_in_block(u)]
-    if any(user.name != "torch.bind_symbolic_shape" for user in early):
+    if any(not last.is_before_in_block(u) for value in old for u in users(value)):
         return False
     new = build(
         RopeKvUpdateOp,
@@ -224,8 +223,6 @@ def fuse_rope_kv_update(op: Any, rewriter: Any) -> bool:
         *(value.type for value in old),
     )
     new.operation.move_before(last)
-    for user in early:
-        user.move_after(new.operation)
     for value, result in zip(old, new.operation.results, strict=True):
         rewriter.replace_op(value.owner, [result])
     return True

@@ -25,7 +25,7 @@ _VIEWS = (
     "prims.convert_element_type",
 )
 """Operators that hand a weight on as it is; who reads it stands behind them."""
-_NO_READERS = ("torch.bind_symbolic_shape", "func.return")
+_NO_READERS = ("func.return",)
 
 
 def report_left_alone(graph: Graph, report: PassReport, not_taken: str) -> None:

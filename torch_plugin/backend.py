@@ -49,7 +49,7 @@ def lutra(
     unwrap_nested_compilation()
     trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
-    return capture(gm, example_inputs, state.store, state.compile)
+    return capture(gm, example_inputs, state.store, state.compile, state.refuse)
 
 
 def _say_once(level: int, message: str) -> None:

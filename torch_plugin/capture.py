@@ -11,13 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.exc import TorchDynamoException
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from ..ir.errors import CaptureError
-from ..ir.fx_import import import_graph, source_path
+from ..ir.errors import CaptureError, LutraError
+from ..ir.fx_import import import_graph
+from ..ir.fx_nodes import source_path
 from ..ir.graph import Graph, Phase
 from ..ir.params import ParameterStore
-from .view_results import has_work, take_views
+
+Refuse = Callable[[Exception, fx.GraphModule, Phase], Callable[..., Any]]
+"""`(what failed, the graph, its phase) -> the boxed function that runs it instead`."""
 
 KEPT_COMPOSITES = (
     torch.ops.aten.linear.default,
@@ -79,31 +83,57 @@ def capture(
     inputs: Sequence[Any],
     store: ParameterStore,
     compile_graph: Callable[[Graph, fx.GraphModule], Callable[..., Any]],
+    refuse: Refuse | None = None,
 ) -> Callable[..., Any]:
     """Run AOTAutograd on Dynamo's `gm`.
 
-    `compile_graph(graph, functional gm)` makes the function that is called with all inputs.
-    Raises `CaptureError` when a parameter has no values (`meta`) or the graph cannot be imported."""
+    `compile_graph(graph, functional gm)` makes the function that is called with all inputs. What fails goes to
+    `refuse`, which raises or gives the function that is called instead; without it the error is raised.
+    Raises `ParameterError` when a parameter has no values (`meta`)."""
     names = parameter_names(gm, inputs)
     names = {index: store.bind(name, inputs[index]) for index, name in names.items()}
     labels = [names.get(i) or n.name for i, n in enumerate(n for n in gm.graph.nodes if n.op == "placeholder")]
 
     def inner(functional: fx.GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:
-        if len(fakes) != len(labels):
-            raise CaptureError(f"AOTAutograd changed the number of inputs from {len(labels)} to {len(fakes)}")
         phase = graph_phase(functional)
-        complete = take_views(functional)
         with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors on; ours computes weights
-            if complete is not None and not has_work(functional):
-                return complete(lambda *_: [])
-            compiled = compile_graph(import_graph(functional, store, names, labels, phase), functional)
-        return compiled if complete is None else complete(compiled)
+            try:
+                first = _tokens(functional, len(labels))
+                parameters = {index + first: name for index, name in names.items()}
+                named = [*(f"token{i}" for i in range(first)), *labels]
+                graph = import_graph(functional, store, parameters, named, phase)
+                graph.tokens = first
+                return compile_graph(graph, functional)
+            except Exception as error:
+                if refuse is None:
+                    raise
+                return refuse(error, functional, phase)
 
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True
     )
     with _keep_composites():
-        return aot(gm, list(inputs))
+        try:
+            return aot(gm, list(inputs))
+        except (LutraError, TorchDynamoException):  # said on purpose, by `refuse` or by torch's own machinery
+            raise
+        except Exception as error:
+            if refuse is None:
+                raise
+            unboxed = refuse(error, gm, "encode")
+            return lambda *arguments: unboxed(list(arguments))
+
+
+def _tokens(functional: fx.GraphModule, given: int) -> int:
+    """How many inputs AOTAutograd put before the `given` ones of Dynamo's graph: tokens that order side effects.
+
+    Raises `CaptureError` where it has merged inputs."""
+    placeholders = [node for node in functional.graph.nodes if node.op == "placeholder"]
+    more = len(placeholders) - given
+    empty = all(tuple(node.meta["val"].shape) == (0,) for node in placeholders[: max(more, 0)])
+    if more < 0 or not empty:
+        raise CaptureError("inputs share memory and one of them is updated, so AOTAutograd gave them one common input")
+    return more
 
 
 def graph_phase(gm: fx.GraphModule) -> Phase:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..codegen.executable import Executable
+from ..ir.foreign import decode, encode
 from ..ir.graph import Graph
 from ..passes.base import PassReport
+from .nets import MISTAKES, TorchGraph, described, warn_once
 
 if TYPE_CHECKING:
     from .model_state import ModelState
@@ -30,11 +32,14 @@ class CompiledGraph:
         graph: Graph,
         reports: list[PassReport],
         build: Callable[[Graph], Executable],
+        in_torch: TorchGraph | None = None,
     ) -> None:
         self.state = state  # keeps the shared state alive as long as this graph
         self.graph = graph
         self.pass_reports = reports
         self._build = build
+        self._in_torch = in_torch
+        self._encoded = [number for number, i in enumerate(graph.inputs) if i.encoded is not None]
         self.executable = build(graph)
         self._positions = [i.position for i in graph.inputs]
         self._names = graph.parameter_positions
@@ -64,9 +69,29 @@ class CompiledGraph:
         return run
 
     def __call__(self, arguments: list[Any]) -> list[Any]:
-        executable = self._executable_for(arguments)
-        inputs = [arguments[p] for p in self._positions]
-        outputs = executable(*inputs)
+        try:
+            executable = self._executable_for(arguments)
+            inputs = [arguments[p] for p in self._positions]
+            for position in self._encoded:
+                inputs[position] = encode(inputs[position])
+            for position in range(self.graph.tokens):
+                inputs[position] = torch.empty(0)
+            outputs = executable(*inputs)
+        except Exception as error:
+            failure = error
+        else:
+            return self._results(inputs, outputs)
+        return self._run_in_torch(arguments, failure)
+
+    def _run_in_torch(self, arguments: list[Any], failure: Exception) -> list[Any]:
+        """What torch makes of a call that failed: its own error, or the answer that was wanted."""
+        if self._in_torch is None or isinstance(failure, MISTAKES) or self.graph.store.released_names():
+            raise failure
+        results = self._in_torch(arguments)
+        warn_once(f"torch ran a call of a {self.graph.phase} graph, since compiled code failed: {described(failure)}")
+        return results
+
+    def _results(self, inputs: list[Any], outputs: list[Any]) -> list[Any]:
         # A clone that was optimised away must not hand the caller's own tensor back, nor what that becomes below.
         places = [t.data_ptr() if _is_tensor(t) else None for t in inputs]
         given = set(places)
@@ -81,6 +106,8 @@ class CompiledGraph:
         updates = [(argument, own(value)) for argument, value in pairs if value.data_ptr() != places[argument]]
         for argument, value in updates:
             inputs[argument].copy_(value)
+        for result, dtype in self.graph.encoded_results.items():
+            results[result] = decode(results[result], dtype)
         return results
 
     def executables(self) -> list[Executable]:

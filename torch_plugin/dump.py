@@ -11,6 +11,7 @@ from torch import fx
 
 from ..ir.errors import OptionError
 from ..ir.graph import Graph
+from .reproducer import reproducer
 
 
 @dataclass
@@ -39,6 +40,13 @@ class Dump:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise OptionError(f"option 'dump': {str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def dump_fallen(folder: Path, gm: fx.GraphModule, reason: str, recipe: str) -> None:
+    """A new folder under `folder` with a graph that torch runs: as captured, and as a script that shows the fault."""
+    dump = Dump(_new_folder(folder.expanduser(), "fallen"))
+    dump("fx.py", gm.print_readable(print_output=False))
+    dump("reproduce.py", reproducer(gm, {"recipe": recipe}, reason))
 
 
 def _new_folder(parent: Path, phase: str) -> Path:

@@ -11,14 +11,16 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..codegen.cache import ExecutableCache
 from ..codegen.compile import CodegenOptions, compile_graph
 from ..codegen.targets import get_target
-from ..ir.graph import Graph
+from ..ir.errors import ParameterError
+from ..ir.graph import Graph, Phase
 from ..ir.params import ParameterStore
 from ..passes.pipeline import run_passes
 from ..passes.registry import available_passes
 from ..recipes.loading import load_recipe
 from .compiled_graph import CompiledGraph
-from .dump import Dump
+from .dump import Dump, dump_fallen
 from .facts import graph_facts
+from .nets import FallenGraph, TorchGraph, described, must_raise, warn_of_calls, warn_once
 from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
@@ -65,6 +67,7 @@ class ModelState:
         self.store = ParameterStore()
         self.cache = ExecutableCache(options.cache_directory()) if options.cache else None
         self.graphs: list[CompiledGraph] = []
+        self.fallen: list[FallenGraph] = []
 
     def compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
         """Passes, code generation, and the callable that AOTAutograd runs; raises `LutraError`."""
@@ -80,9 +83,28 @@ class ModelState:
                 dump=dump,
                 progress=progress.step,
             )
-            compiled = CompiledGraph(self, graph, reports, lambda g: compile_graph(g, self.target, codegen))
+            in_torch = None if self.options.strict else TorchGraph.of(functional)
+            compiled = CompiledGraph(self, graph, reports, lambda g: compile_graph(g, self.target, codegen), in_torch)
+        warn_of_calls(compiled.executable.summary.fallbacks)
         self.graphs.append(compiled)
-        if self.options.release_weights:
+        if self.options.release_weights and not self.fallen:  # a graph that torch runs reads the originals
             release_originals(self.store, [g.graph for g in self.graphs])
             compiled.remember_parameters()
         return compiled.boxed()
+
+    def refuse(self, error: Exception, gm: fx.GraphModule, phase: Phase) -> Callable[..., Any]:
+        """The boxed function that lets torch run `gm`, which cannot be compiled; raises where `error` is the user's to
+        mend, or torch has no weights to run with."""
+        if (raised := must_raise(error, self.options.strict)) is not None:
+            raise raised
+        if self.store.released_names():
+            raise ParameterError(
+                f"the {phase} graph cannot be compiled ({described(error)}), and torch cannot run it instead: "
+                "original weights were released"
+            ) from error
+        reason = described(error)
+        self.fallen.append(FallenGraph(phase, reason))
+        warn_once(f"torch runs a whole {phase} graph, since Lutra cannot: {reason}")
+        if self.options.dump is not None:
+            dump_fallen(self.options.dump, gm, reason, self.recipe.name)
+        return TorchGraph.of(gm).boxed(self)

@@ -9,10 +9,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
+from ..codegen.torch_calls import TorchCall, counted
 from ..ir.graph import Phase
 from ..passes.base import PassReport
 from .compiled_graph import CompiledGraph
 from .model_state import ModelState, _states
+from .nets import FallenGraph
 
 _WIDTH = 110
 _SHOWN = 5
@@ -23,7 +25,9 @@ class GraphReport:
     """One compiled graph.
 
     `kernels`: kernel -> calls. `fallbacks`: torch operator -> calls, for what code generation cannot lower. `cache`:
-    "hit" or "miss: reason". `seconds`: stage -> time. `packed_bytes`: packed weights, shared by all graphs."""
+    "hit" or "miss: reason". `seconds`: stage -> time. `packed_bytes`: packed weights, shared by all graphs.
+    `torch_calls`: the fallbacks one by one, with reason and place. `fell`: why torch runs the whole graph; None when it
+    does not."""
 
     phase: Phase
     passes: tuple[PassReport, ...]
@@ -32,6 +36,8 @@ class GraphReport:
     cache: str
     seconds: Mapping[str, float]
     packed_bytes: int
+    torch_calls: tuple[TorchCall, ...] = ()
+    fell: str | None = None
 
     def __str__(self) -> str:
         text = StringIO()
@@ -42,7 +48,11 @@ class GraphReport:
         """The report as rich renders it."""
         facts = Table.grid(padding=(0, 2))
         facts.add_row("kernels", _counts(self.kernels) or "none")
+        if self.fell is not None:
+            return Group(f"{self.phase} graph: torch runs it as a whole", self.fell)
         facts.add_row("torch fallbacks", _counts(self.fallbacks) or "none")
+        for call in list({call.operator: call for call in reversed(self.torch_calls)}.values())[:_SHOWN]:
+            facts.add_row("", str(call))
         facts.add_row("packed weights", f"{self.packed_bytes / 1e6:.1f} MB, shared by the model's graphs")
         facts.add_row("executable cache", self.cache)
         facts.add_row("seconds", ", ".join(f"{stage} {time:.2f}" for stage, time in self.seconds.items()) or "none")
@@ -61,11 +71,13 @@ class GraphReport:
 
 
 def reports(model: Any) -> list[GraphReport]:
-    """The graphs compiled so far over the parameters of `model`, in order of compilation.
+    """The graphs compiled so far over the parameters of `model`, in order of compilation, then those that torch runs.
 
     model: what `torch.compile` returned, the module or bound method that it was given, or any module that holds
     parameters of it. Raises `TypeError` for anything else."""
-    return [_report(graph) for state in states_of(module_of(model)) for graph in state.graphs]
+    states = list(states_of(module_of(model)))
+    compiled = [_report(graph) for state in states for graph in state.graphs]
+    return compiled + [_fallen(graph) for state in states for graph in state.fallen]
 
 
 def module_of(model: Any) -> nn.Module:
@@ -93,11 +105,16 @@ def _report(compiled: CompiledGraph) -> GraphReport:
         phase=compiled.graph.phase,
         passes=tuple(compiled.pass_reports),
         kernels=dict(summary.kernels),
-        fallbacks=dict(summary.fallbacks),
+        fallbacks=counted(summary.fallbacks),
+        torch_calls=summary.fallbacks,
         cache=summary.cache,
         seconds=dict(summary.seconds),
         packed_bytes=compiled.graph.store.packed_bytes(),
     )
+
+
+def _fallen(graph: FallenGraph) -> GraphReport:
+    return GraphReport(graph.phase, (), {}, {}, "off", {}, 0, fell=graph.reason)
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -17,23 +17,25 @@ import sympy
 import torch
 import tvm
 import tvm_ffi
-from tvm import relax, tirx
+from tvm import relax, te, tirx
 
 from ...ir.aliases import Aliases, aliases
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
-from ...ir.operator_call import OperatorCall
-from ...ir.rewriting import operator_name, paths
+from ...ir.operator_call import REGION_CALL, OperatorCall
+from ...ir.rewriting import operator_name
 from ...ir.shapes import SymbolicValue, symbolic_values
+from ...ir.types import as_tensor_type
 from ..kernels.packing import PackedLayout
 from ..targets.base import Family, Target
+from ..torch_calls import TorchCall
 from ..weights import PackedWeight, PlainWeight, WeightSource
-from .registry import DECLINED, LOWERINGS
+from .registry import DECLINED, LOWERINGS, Lower
 from .symbols import Symbols, dtype_name
 from .write_back import write_back
 
 TORCH_CALL = "lutra.torch_call"
-"""Packed function (`runtime.py`) that runs an `OperatorCall` given as JSON."""
+"""Packed function (`runtime.py`) that runs an `OperatorCall` given as JSON, a list of results for a region."""
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Lowered:
     weights: list[WeightSource]
     outputs: list[tuple[str, Any]]
     kernels: dict[str, int]
-    fallbacks: dict[str, int]
+    fallbacks: list[TorchCall]
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Lowering:
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: Symbols = field(default_factory=Symbols)
     kernels: Counter[str] = field(default_factory=Counter)
-    fallbacks: Counter[str] = field(default_factory=Counter)
+    fallbacks: list[TorchCall] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
     aliases: Aliases = field(default_factory=Aliases)
     updated: dict[Any, int] = field(default_factory=dict)
@@ -81,7 +83,6 @@ class Lowering:
     _functions: dict[tirx.PrimFunc, tvm.ir.GlobalVar] = field(default_factory=dict)
     _reshaped: dict[relax.Var, relax.Var] = field(default_factory=dict)
     """Result of a reshape -> what it has the elements of."""
-    _missing: list[str] = field(default_factory=list)
 
     def run(self) -> Lowered:
         """Lower the whole graph; raises `LoweringError` in strict mode when some operator has no lowering."""
@@ -107,31 +108,28 @@ class Lowering:
         module = self.builder.finalize()
         # The machine then checks the shapes of inputs alone at every call: weights are ours.
         module.update_func(module.get_global_var("main"), module["main"].with_attr("num_input", len(params)))
-        if self._missing:
+        if self.strict and self.fallbacks:
             raise LoweringError(
                 "strict: these operators have no lowering and would run as torch calls:\n  "
-                + "\n  ".join(self._missing)
+                + "\n  ".join(map(str, self.fallbacks))
             )
-        return Lowered(module, list(self._weights), results[1], dict(self.kernels), dict(self.fallbacks))
+        return Lowered(module, list(self._weights), results[1], dict(self.kernels), self.fallbacks)
 
     def _operation(self, op: Any) -> Any:
         operation = op.operation
         name = operation_key(op)
         if name == "func.return":
             return self._results(list(operation.operands))
-        numbers = [self.number(result) for result in operation.results]
+        numbers = [self._number(result) for result in operation.results]
         if numbers and all(n is not None and n.free_symbols <= self.symbols.variables.keys() for n in numbers):
             for result, number in zip(operation.results, numbers, strict=True):
                 self._values[result] = self.symbols.expression(number)
             return None
-        if numbers and all(self._is_empty(result) for result in operation.results):
+        if numbers and not operator_name(op).startswith(REGION_CALL) and all(map(self._is_empty, operation.results)):
             for result in operation.results:
                 self._values[result] = self.empty(self.tensor_type(result))
             return None
-        lower = LOWERINGS.get(name)
-        value = lower(self, op) if lower is not None else DECLINED
-        if value is DECLINED:
-            value = self.torch_call(op, self.fallbacks)
+        value = self._lowered(op, LOWERINGS.get(name))
         items: list[Any] = value if isinstance(value, list) and len(operation.results) != 1 else [value]
         for result, item in zip(operation.results, items, strict=False):
             self._values[result] = item
@@ -141,6 +139,29 @@ class Lowering:
         """A tensor that has no elements, whatever the operation."""
         described = self._described[value]
         return isinstance(described, SymbolicValue) and described.dtype is not None and 0 in (described.shape or ())
+
+    def _lowered(self, op: Any, lower: Lower | None) -> Any:
+        """What `lower` makes of `op`; where it declines or fails, the torch operator."""
+        kernels, reason = self.kernels.copy(), "it has no lowering"
+        if lower is not None:
+            try:
+                value = lower(self, op)
+                if value is not DECLINED:
+                    return value
+                reason = "its lowering does not cover this case"
+            except Exception as error:
+                self.kernels = kernels
+                reason = f"its lowering failed: {type(error).__name__}: {error}"
+        call, slots = OperatorCall.of(op)
+        self._note_fallback(op, call, reason)
+        return self._call(op, call, slots)
+
+    def _note_fallback(self, op: Any, call: OperatorCall, reason: str) -> None:
+        if call.region is None:
+            self.fallbacks.append(TorchCall.of(op, call.name, reason))
+            return
+        for _, why, node in self.graph.regions[call.region].operators:
+            self.fallbacks.append(TorchCall.of_node(node, why))
 
     def _results(self, values: list[Any]) -> tuple[list[relax.Expr], list[tuple[str, Any]]]:
         tensors, sizes, kinds = [], [], []
@@ -185,9 +206,13 @@ class Lowering:
 
     def number(self, value: Any) -> sympy.Expr | None:
         """The expression of an integer value that is known from sizes, else None."""
-        described = self._described[value]
-        number = described.number if isinstance(described, SymbolicValue) else None
+        number = self._number(value)
         return number if number is not None and number.is_integer else None
+
+    def _number(self, value: Any) -> sympy.Expr | None:
+        """As `number`, of a float too."""
+        described = self._described[value]
+        return described.number if isinstance(described, SymbolicValue) else None
 
     def sizes(self, value: Any) -> list[Any]:
         """Sizes of a tensor value, Python ints where static, TIR expressions elsewhere."""
@@ -270,6 +295,15 @@ class Lowering:
         """A tensor without elements. No constant: the machine cannot load one of no bytes."""
         return self.builder.emit(relax.op.call_dps_packed("lutra.library.empty", relax.Tuple([]), type_))
 
+    def scalar(self, number: Any, dtype: torch.dtype) -> relax.Var:
+        """A number that is known at run time, as a tensor without dimensions."""
+        name = dtype_name(dtype)
+
+        def element(value: Any) -> te.Tensor:
+            return te.compute((), lambda: value.astype(name), name="scalar")
+
+        return self.builder.emit(self.builder.call_te(element, number, primfunc_name_hint="scalar"))
+
     def flat(self, value: relax.Var, rows: Any, columns: Any) -> relax.Var:
         """`value` as a matrix."""
         return self.reshape(value, [rows, columns])
@@ -304,24 +338,28 @@ class Lowering:
     # Torch fallback
     # ----------------------------------------------------------------------------------------------------
 
-    def torch_call(self, op: Any, counter: Counter[str]) -> Any:
-        """Run `op` as the torch operator that it is; `counter` says whether that is a fallback or the intended
-        library."""
+    def torch_call(self, op: Any) -> Any:
+        """Run `op` as the torch operator that it is, where torch's library is the best there is."""
         call, slots = OperatorCall.of(op)
-        counter[call.name if counter is self.fallbacks else f"torch:{call.name}"] += 1
-        if self.strict and counter is self.fallbacks:
-            where = ", ".join(paths(op))
-            self._missing.append(f"{call.name}" + (f" at {where}" if where else ""))
-        operands = [item if is_tensor(item := self[slot]) else relax.prim_value(item) for slot in slots]
+        self.kernels[f"torch:{call.name}"] += 1
+        return self._call(op, call, slots)
+
+    def _call(self, op: Any, call: OperatorCall, slots: list[Any]) -> Any:
         results = list(op.operation.results)
+        for result in results:
+            if as_tensor_type(result.type) is None:
+                raise LoweringError(f"{call.name} gives a {result.type}, which torch cannot hand to compiled code")
+        operands = [item if is_tensor(item := self[slot]) else relax.prim_value(item) for slot in slots]
         types = [relax.TensorType(dtype=dtype_name(self.dtype(r)), ndim=len(self.shape(r))) for r in results]
-        type_ = types[0] if len(types) == 1 else relax.TupleType(types)
+        several = len(types) != 1 or call.region is not None
+        type_ = relax.TupleType(types) if several else types[0]
         call_ = relax.call_pure_packed(TORCH_CALL, tvm.ir.StringImm(call.to_json()), *operands, ty_args=[type_])
         out = self.builder.emit(call_)
-        if len(results) == 1:
+        if not several:
             return self.builder.match_cast(out, self.tensor_type(results[0]))
         items = [self.builder.emit(relax.TupleGetItem(out, i)) for i in range(len(results))]
-        return [self.builder.match_cast(v, self.tensor_type(r)) for v, r in zip(items, results, strict=True)]
+        values = [self.builder.match_cast(v, self.tensor_type(r)) for v, r in zip(items, results, strict=True)]
+        return values if len(values) != 1 else values[0]
 
 
 def is_tensor(item: Any) -> bool:

@@ -205,9 +205,9 @@ def _gate(low: Lowering, op: Any) -> Any:
 @lowers("torch.aten.linear", "torch.aten.mm", "torch.aten.bmm", "torch.aten.matmul", "torch.aten.addmm")
 def _product(low: Lowering, op: Any) -> Any:
     """Products of activations: torch's library is the fastest there is, and no fallback."""
-    return low.torch_call(op, low.kernels)
+    return low.torch_call(op)
 
 
 @lowers("torch.aten.scaled_dot_product_attention")
 def _attention(low: Lowering, op: Any) -> Any:
-    return low.torch_call(op, low.kernels)
+    return low.torch_call(op)

@@ -40,8 +40,7 @@ def operand(low: Lowering, value: Any, dtype: torch.dtype) -> relax.Expr:
         return cast(item, dtype)
     if isinstance(item, bool | int | float):
         return relax.const(item, dtype_name(dtype))
-    # A range of one element is how Relax makes a tensor of a size that is known at run time.
-    return cast(low.reshape(low.emit(R.arange(item, item + 1, 1, "int64")), []), dtype)
+    return low.scalar(item, dtype)
 
 
 def _is_operand(low: Lowering, value: Any) -> bool:

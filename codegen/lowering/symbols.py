@@ -27,22 +27,32 @@ class Symbols:
         return self.variables.setdefault(symbol, tirx.Var(symbol.name, SIZE))
 
     def expression(self, value: sympy.Expr | int) -> Any:
-        """`value` as a TIR expression (or a Python int); raises `LoweringError` for what TIR has no word for."""
+        """`value` as a TIR expression of int64 or, where it is no whole number, float64 (a Python number when it is
+        known); raises `LoweringError` for what TIR has no word for."""
         if isinstance(value, int) or value.is_Integer:
             return int(value)
+        if value.is_number:
+            return float(value)
         if isinstance(value, sympy.Symbol):
             return self.variable(value)
-        operands = [self.expression(a) for a in value.args]
-        if isinstance(value, sympy.Add):
-            return reduce(add, operands)
-        if isinstance(value, sympy.Mul):
-            return reduce(mul, operands)
-        if isinstance(value, sympy.Pow) and isinstance(operands[1], int) and operands[1] > 0:
+        return self._call(value, [self.expression(a) for a in value.args])
+
+    def _call(self, value: sympy.Expr, operands: list[Any]) -> Any:
+        if isinstance(value, sympy.Add | sympy.Mul):
+            combine = add if isinstance(value, sympy.Add) else mul
+            return reduce(combine, operands if value.is_integer else [_real(o) for o in operands])
+        power = isinstance(value, sympy.Pow | torch_functions.PowByNatural)
+        if power and isinstance(operands[1], int) and operands[1] > 0:
             return reduce(mul, [operands[0]] * operands[1])
-        binary = _BINARY.get(type(value))
-        if binary is None:
-            raise LoweringError(f"the size {value} has no form in TIR")
-        return reduce(lambda a, b: binary(tirx.const(a, SIZE) if isinstance(a, int) else a, b), operands)
+        if (unary := _UNARY.get(type(value))) is not None:
+            return unary(*operands)
+        if (binary := _BINARY.get(type(value))) is not None:
+            return reduce(
+                lambda a, b: binary(*(tirx.const(o, SIZE) if isinstance(o, int) else o for o in (a, b))), operands
+            )
+        if (real := _REAL.get(type(value))) is not None:
+            return real(*map(_real, operands))
+        raise LoweringError(f"the size {value} has no form in TIR")
 
     def shape(self, sizes: Iterable[sympy.Expr | int]) -> list[Any]:
         """`expression` of each size."""
@@ -60,6 +70,43 @@ _BINARY: dict[type, Any] = {
     sympy.Max: tirx.max,
     sympy.Min: tirx.min,
 }
+
+
+def _real(value: Any) -> Any:
+    return tirx.const(float(value), "float64") if isinstance(value, int | float) else value.astype("float64")
+
+
+def _truncated(value: Any) -> Any:
+    return _real(value).astype(SIZE)
+
+
+def _floored(value: Any) -> Any:
+    whole = _truncated(value)
+    return whole - (whole.astype("float64") > _real(value)).astype(SIZE)
+
+
+def _ceiled(value: Any) -> Any:
+    whole = _truncated(value)
+    return whole + (whole.astype("float64") < _real(value)).astype(SIZE)
+
+
+_UNARY: dict[type, Any] = {
+    torch_functions.ToFloat: _real,
+    torch_functions.CeilToInt: _ceiled,
+    torch_functions.FloorToInt: _floored,
+    torch_functions.TruncToInt: _truncated,
+    torch_functions.TruncToFloat: lambda x: _real(_truncated(x)),
+    torch_functions.Identity: lambda x: x,
+}
+"""Casts and comparisons alone: Relax takes no calls of functions in a size."""
+_REAL: dict[type, Any] = {
+    torch_functions.FloatTrueDiv: lambda a, b: a / b,
+    torch_functions.IntTrueDiv: lambda a, b: a / b,
+    torch_functions.FloatPow: tirx.pow,
+    sympy.Pow: tirx.pow,
+    torch_functions.OpaqueUnaryFn_sqrt: tirx.sqrt,
+}
+"""What is computed in float64."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:

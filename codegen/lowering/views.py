@@ -4,11 +4,11 @@ import math
 from typing import Any
 
 import torch
-from tvm import relax, tirx
+from tvm import relax
 
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.indexing import embedding, gather, index
-from .builder import Lowering, is_tensor
+from .builder import Lowering, is_size, is_tensor
 from .pointwise import cast
 from .registry import DECLINED, lowers
 from .symbols import dtype_name
@@ -93,7 +93,7 @@ def _slice(low: Lowering, op: Any) -> Any:
     if not isinstance(first, int):
         return DECLINED  # a symbolic start may be negative or beyond the end
     if first < 0:
-        first = tirx.max(whole + first, 0) if isinstance(whole, tirx.Expr) else max(whole + first, 0)
+        first = whole + first
     return sliced(low, low[x], axis, first, size, stride, out)
 
 
@@ -111,15 +111,7 @@ def _select(low: Lowering, op: Any) -> Any:
     return low.reshape(part, low.sizes(out))
 
 
-@lowers(
-    "torch.aten.split.Tensor",
-    "torch.aten.split_with_sizes",
-    "torch.aten.unsafe_split.Tensor",
-    "torch.aten.unsafe_split_with_sizes",
-    "torch.aten.unbind.int",
-    "torch.aten.chunk",
-    "torch.aten.unsafe_chunk",
-)
+@lowers("torch.aten.split.Tensor", "torch.aten.split_with_sizes", "torch.aten.unbind.int", "torch.aten.chunk")
 def _split(low: Lowering, op: Any) -> Any:
     """A list whose members `ListUnpack` slices out: their sizes stand on its results."""
     name, operands = op.operation.name, list(op.operation.operands)
@@ -229,17 +221,13 @@ def _known(low: Lowering, value: Any) -> tuple[int | None, ...]:
 @lowers("torch.aten.arange", "torch.aten.arange.start", "torch.aten.arange.start_step")
 def _arange(low: Lowering, op: Any) -> Any:
     out, operands = op.operation.results[0], list(op.operation.operands)
-    given = {"torch.aten.arange": 1, "torch.aten.arange.start": 2}.get(op.operation.name, 3)
-    bounds = [low[v] for v in operands[:given]]
-    start, step = (bounds[0] if given > 1 else 0), (bounds[2] if given > 2 else 1)
+    count = {"torch.aten.arange": 1, "torch.aten.arange.start": 2}.get(op.operation.name, 3)
+    numbers = [low[v] for v in operands[:count]]
+    start, step = (numbers[0] if count > 1 else 0), (numbers[2] if count > 2 else 1)
     if not all(isinstance(n, int) for n in (start, step)) or low.dtype(out).is_floating_point:
         return DECLINED
-    count, name = low.sizes(out)[0], dtype_name(low.dtype(out))
-    if step > 0:
-        return low.emit(R.arange(start, start + count * step, step, name), out)
-    numbers = low.emit(R.arange(0, count, 1, name))  # Relax counts wrongly with a negative step
-    numbers = low.emit(R.multiply(numbers, relax.const(step, name)))
-    return low.emit(R.add(numbers, relax.const(start, name)), out)
+    end = start + low.sizes(out)[0] * step
+    return low.emit(R.arange(start, end, step, dtype_name(low.dtype(out))), out)
 
 
 def _filled(low: Lowering, out: Any, value: Any) -> relax.Var:
@@ -260,7 +248,12 @@ def _ones(low: Lowering, op: Any) -> Any:
 @lowers("torch.aten.full", "torch.aten.full_like", "torch.aten.new_full", "torch.aten.scalar_tensor")
 def _full(low: Lowering, op: Any) -> Any:
     value = low[op.operation.operands[{"scalar_tensor": 0, "new_full": 2}.get(op.operation.name.split(".")[-1], 1)]]
-    return _filled(low, op.operation.results[0], value) if isinstance(value, bool | int | float) else DECLINED
+    if isinstance(value, bool | int | float):
+        return _filled(low, op.operation.results[0], value)
+    out = op.operation.results[0]
+    if not is_size(value):
+        return DECLINED
+    return low.emit(R.broadcast_to(low.scalar(value, low.dtype(out)), relax.ShapeExpr(low.sizes(out))), out)
 
 
 @lowers("torch.vtensor.literal")
@@ -295,14 +288,3 @@ def _split_features(low: Lowering, op: Any) -> Any:
     out = op.operation.results[0]
     sizes = low.sizes(out)
     return sliced(low, low[op.x], len(sizes) - 1, op.start.value, sizes[-1], 1, out)
-
-
-@lowers("torch.bind_symbolic_shape")
-def _bind(low: Lowering, op: Any) -> Any:
-    """Says what `ir.shapes` has read already."""
-    return []
-
-
-@lowers("torch.symbolic_int")
-def _symbolic_int(low: Lowering, op: Any) -> Any:
-    return None

@@ -1,5 +1,6 @@
 """Symbolic shapes: whatever the arguments' sizes, the expressions give the sizes that a run really has."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +39,13 @@ def check(symbolic: SymbolicValues, graph: Graph, arguments: list[Any]) -> None:
         elif predicted is None:
             assert not isinstance(actual, torch.Tensor)
         elif predicted.number is not None:
-            assert int(predicted.number.subs(known)) == actual
+            assert float(predicted.number.subs(known)) == pytest.approx(actual)
         else:
             assert predicted.dtype == actual.dtype
             assert tuple(int(d.subs(known)) for d in predicted.shape) == tuple(actual.shape)
 
     for value, predicted in symbolic.by_value(graph).items():
-        if value in run:  # all but parameters and `torch.symbolic_int`
+        if value in run:  # all but parameters
             compare(predicted, run[value])
 
 
@@ -91,6 +92,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "several results": (lambda x: torch.topk(x, 2), (torch.randn(5, 6),)),
     "upsampling": (lambda x: nn.functional.interpolate(x, scale_factor=2.0), (torch.randn(1, 3, 5, 6),)),
     "complex numbers": (lambda x: torch.fft.fft(x).real, (torch.randn(5, 6),)),
+    "another tensor's size, which is larger": (
+        lambda x, y: x[: y.shape[0]] * 2,
+        (torch.randn(5, 4), torch.randn(10, 4)),
+    ),
+    "an argument's value": (lambda x, n: torch.arange(n)[: x.shape[0]] + x[0, 0], (torch.randn(5, 6), 9)),
+    "a rounded part of a size": (lambda x: x[: math.ceil(x.shape[0] * 0.5)], (torch.randn(5, 4),)),
+    "upsampling by a fraction": (lambda x: nn.functional.interpolate(x, scale_factor=1.5), (torch.randn(1, 3, 5, 6),)),
+    "a number that is no size": (lambda x: x * (x.shape[0] ** 0.5) + x.shape[1] / 3, (torch.randn(5, 6),)),
+    "the larger of two sizes": (
+        lambda x, y: nn.functional.pad(x, (0, max(x.shape[0], y.shape[0]))),
+        (torch.randn(3, 4), torch.randn(9)),
+    ),
 }
 
 
@@ -99,10 +112,8 @@ def test_predictions_hold_for_functions_of_sizes(name: str, captured: Any):
     function, arguments = FUNCTIONS[name]
     graph = run(captured, function, *arguments)
     symbolic = symbolic_values(graph)
-    if not symbolic.unbacked:
-        check(symbolic, graph, captured.calls[0][1])
-    # Splitting fixes the number of parts and with it, up to rounding, a size: no example of ours need give that number.
-    assert not symbolic.unbacked or name == "a list of tensors"
+    check(symbolic, graph, captured.calls[0][1])
+    assert not symbolic.unbacked
 
 
 def test_sizes_that_depend_on_data_are_fresh_symbols(captured: Any):

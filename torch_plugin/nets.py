@@ -1,0 +1,123 @@
+"""What catches a graph that Lutra cannot run: torch runs it, the report and one warning say so, `strict` raises.
+
+A user's mistake (a recipe that cannot be followed, a weight without values) is never caught.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import fx
+
+from ..codegen.torch_calls import TorchCall
+from ..ir.errors import (
+    CalibrationError,
+    CheckpointError,
+    LoweringError,
+    LutraError,
+    OptionError,
+    PackedModelError,
+    ParameterError,
+    QuantizationError,
+    RecipeError,
+    SelectorError,
+    TargetError,
+)
+from ..ir.graph import Phase
+
+logger = logging.getLogger("lutra")
+MISTAKES = (
+    CalibrationError,
+    CheckpointError,
+    OptionError,
+    PackedModelError,
+    ParameterError,
+    QuantizationError,
+    RecipeError,
+    SelectorError,
+    TargetError,
+)
+"""Errors that a user can mend, and must hear of."""
+_warned: set[str] = set()
+
+
+@dataclass
+class TorchGraph:
+    """An FX graph without what tracing noted beside it, which torch can run on the graph's arguments."""
+
+    graph: fx.Graph
+    root: Any = field(repr=False)
+
+    @staticmethod
+    def of(gm: fx.GraphModule) -> "TorchGraph":
+        """A copy of the graph of `gm`, over the same tensors."""
+        graph = fx.Graph()
+        values: dict[fx.Node, fx.Node] = {}
+        for node in gm.graph.nodes:
+            values[node] = graph.node_copy(node, lambda n: values[n])
+            values[node].meta = {}
+        return TorchGraph(graph, gm)
+
+    @cached_property
+    def _module(self) -> fx.GraphModule:
+        return fx.GraphModule(self.root, self.graph)
+
+    def __call__(self, arguments: Sequence[Any]) -> list[Any]:
+        """Results of the graph; what it updates is updated in place."""
+        return list(self._module(*arguments))
+
+    def boxed(self, owner: Any) -> Callable[[list[Any]], list[Any]]:
+        """The callable in AOTAutograd's boxed convention: one list of arguments, which it may empty.
+
+        owner: what lives as long as the callable does."""
+
+        def run(arguments: list[Any]) -> list[Any]:
+            outputs = self(arguments)
+            arguments.clear()
+            return outputs
+
+        run._boxed_call, run._owner = True, owner  # type: ignore[attr-defined]
+        return run
+
+
+@dataclass(frozen=True)
+class FallenGraph:
+    """A graph that torch runs as a whole, and why."""
+
+    phase: Phase
+    reason: str
+
+
+def must_raise(error: Exception, strict: bool) -> LutraError | None:
+    """The error that the user gets for `error`; None where torch runs the graph instead."""
+    if isinstance(error, MISTAKES) or (strict and isinstance(error, LutraError)):
+        return error  # type: ignore[return-value]
+    if strict:
+        return LoweringError(f"strict: the graph cannot be compiled: {described(error)}")
+    return None
+
+
+def described(error: Exception) -> str:
+    """`error` in a line: its kind, and the first lines of what it says."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    text = " ".join(lines[:3])
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__
+
+
+def warn_of_calls(calls: Sequence[TorchCall]) -> None:
+    """Say once of each operator that torch runs it."""
+    new = [call for call in calls if call.operator not in _warned]
+    if not new:
+        return
+    _warned.update(call.operator for call in new)
+    first = {call.operator: call for call in reversed(new)}
+    logger.warning("torch runs what Lutra has no code for:\n  %s", "\n  ".join(map(str, first.values())))
+
+
+def warn_once(message: str) -> None:
+    """Say `message` if it was not said before."""
+    if message not in _warned:
+        _warned.add(message)
+        logger.warning("%s", message)
