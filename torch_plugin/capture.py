@@ -19,6 +19,7 @@ from ..ir.fx_import import import_graph
 from ..ir.fx_nodes import source_path
 from ..ir.graph import Graph, Phase
 from ..ir.params import ParameterStore
+from .view_results import has_work, take_views
 
 Refuse = Callable[[Exception, fx.GraphModule, Phase], Callable[..., Any]]
 """`(what failed, the graph, its phase) -> the boxed function that runs it instead`."""
@@ -96,18 +97,22 @@ def capture(
 
     def inner(functional: fx.GraphModule, fakes: Sequence[Any]) -> Callable[..., Any]:
         phase = graph_phase(functional)
+        complete = take_views(functional)
         with unset_fake_temporarily():  # AOTAutograd calls compilers with fake tensors on; ours computes weights
+            if complete is not None and not has_work(functional):
+                return complete(lambda *_: [])
             try:
                 first = _tokens(functional, len(labels))
                 parameters = {index + first: name for index, name in names.items()}
                 named = [*(f"token{i}" for i in range(first)), *labels]
                 graph = import_graph(functional, store, parameters, named, phase)
                 graph.tokens = first
-                return compile_graph(graph, functional)
+                compiled = compile_graph(graph, functional)
             except Exception as error:
                 if refuse is None:
                     raise
-                return refuse(error, functional, phase)
+                compiled = refuse(error, functional, phase)
+        return compiled if complete is None else complete(compiled)
 
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True

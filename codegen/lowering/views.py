@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from tvm import relax
+from tvm import relax, tirx
 
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.indexing import embedding, gather, index
@@ -93,7 +93,7 @@ def _slice(low: Lowering, op: Any) -> Any:
     if not isinstance(first, int):
         return DECLINED  # a symbolic start may be negative or beyond the end
     if first < 0:
-        first = whole + first
+        first = tirx.max(whole + first, 0) if isinstance(whole, tirx.Expr) else max(whole + first, 0)
     return sliced(low, low[x], axis, first, size, stride, out)
 
 
@@ -111,7 +111,15 @@ def _select(low: Lowering, op: Any) -> Any:
     return low.reshape(part, low.sizes(out))
 
 
-@lowers("torch.aten.split.Tensor", "torch.aten.split_with_sizes", "torch.aten.unbind.int", "torch.aten.chunk")
+@lowers(
+    "torch.aten.split.Tensor",
+    "torch.aten.split_with_sizes",
+    "torch.aten.unsafe_split.Tensor",
+    "torch.aten.unsafe_split_with_sizes",
+    "torch.aten.unbind.int",
+    "torch.aten.chunk",
+    "torch.aten.unsafe_chunk",
+)
 def _split(low: Lowering, op: Any) -> Any:
     """A list whose members `ListUnpack` slices out: their sizes stand on its results."""
     name, operands = op.operation.name, list(op.operation.operands)
@@ -221,13 +229,17 @@ def _known(low: Lowering, value: Any) -> tuple[int | None, ...]:
 @lowers("torch.aten.arange", "torch.aten.arange.start", "torch.aten.arange.start_step")
 def _arange(low: Lowering, op: Any) -> Any:
     out, operands = op.operation.results[0], list(op.operation.operands)
-    count = {"torch.aten.arange": 1, "torch.aten.arange.start": 2}.get(op.operation.name, 3)
-    numbers = [low[v] for v in operands[:count]]
-    start, step = (numbers[0] if count > 1 else 0), (numbers[2] if count > 2 else 1)
+    given = {"torch.aten.arange": 1, "torch.aten.arange.start": 2}.get(op.operation.name, 3)
+    bounds = [low[v] for v in operands[:given]]
+    start, step = (bounds[0] if given > 1 else 0), (bounds[2] if given > 2 else 1)
     if not all(isinstance(n, int) for n in (start, step)) or low.dtype(out).is_floating_point:
         return DECLINED
-    end = start + low.sizes(out)[0] * step
-    return low.emit(R.arange(start, end, step, dtype_name(low.dtype(out))), out)
+    count, name = low.sizes(out)[0], dtype_name(low.dtype(out))
+    if step > 0:
+        return low.emit(R.arange(start, start + count * step, step, name), out)
+    numbers = low.emit(R.arange(0, count, 1, name))  # Relax counts wrongly with a negative step
+    numbers = low.emit(R.multiply(numbers, relax.const(step, name)))
+    return low.emit(R.add(numbers, relax.const(start, name)), out)
 
 
 def _filled(low: Lowering, out: Any, value: Any) -> relax.Var:
