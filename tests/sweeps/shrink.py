@@ -20,16 +20,16 @@ SMALL: Mapping[str, Any] = {
         32: "moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size expert_ffn_hidden_size "
         "moe_shared_expert_intermediate_size shared_experts_intermediate_size q_lora_rank o_lora_rank",
         16: "head_dim v_head_dim qk_nope_head_dim kv_channels d_kv d_head attention_head_size swa_head_dim "
-        "kv_lora_rank linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim dim_head global_head_dim "
-        "mamba_d_state ssm_state_size state_size mamba_head_dim mamba_d_head laurel_rank adapter_rank num_buckets "
-        "position_bias_num_buckets mamba_headdim gated_norm_rank mamba_dt_rank chunk_size mamba_chunk_size "
+        "kv_lora_rank linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim dim_head "
+        "global_head_dim mamba_d_state ssm_state_size state_size mamba_head_dim mamba_d_head laurel_rank adapter_rank "
+        "num_buckets position_bias_num_buckets mamba_headdim gated_norm_rank mamba_dt_rank chunk_size mamba_chunk_size "
         "hidden_size_per_layer_input router_hidden_size",
         8: "qk_rope_head_dim rotary_dim time_step_rank zero_expert_num sliding_window sliding_window_size "
         "attention_window_size local_attention_window_len window_size attention_chunk_size index_topk "
         "local_attention num_experts_per_layer",
         4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads "
-        "attention_heads swa_num_attention_heads num_experts n_routed_experts num_local_experts moe_num_experts index_n_heads "
-        "linear_num_value_heads linear_num_heads",
+        "attention_heads swa_num_attention_heads num_experts n_routed_experts num_local_experts moe_num_experts "
+        "index_n_heads linear_num_value_heads linear_num_heads",
         2: "num_key_value_heads num_kv_heads swa_num_key_value_heads num_experts_per_tok num_experts_per_token moe_k "
         "moe_topk top_k_experts linear_num_key_heads num_query_groups num_mem_blocks encoder_layers "
         "num_encoder_layers num_decoder_layers n_input_layers n_recurrent_layers n_output_layers",

@@ -1,0 +1,59 @@
+"""Random programs give eager's answer.
+
+LUTRA_SEED=7 takes other programs, LUTRA_PROGRAMS=1000 more of them. A failure is shrunk and printed as a script that
+runs alone; a program that kills the process is the newest `lutra-program-*.py` in the folder of temporary files.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from lutra.tests.differential.programs import Program, programs
+from lutra.tests.sweeps.compare import difference
+
+PARTS = 8
+SEED = int(os.environ.get("LUTRA_SEED", "0"))
+PROGRAMS = int(os.environ.get("LUTRA_PROGRAMS", "200"))
+
+
+def disagreement(program: Program) -> str | None:
+    """What lutra does otherwise than eager; None for nothing."""
+    inputs, function = program.functions()
+    (arguments, memory), (same, other_memory) = inputs(), inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="lutra", options={"cache": False}, dynamic=program.dynamic or None)
+    with torch.no_grad():
+        expected = function(*arguments)
+        actual = compiled(*same)
+    found = difference(expected, actual)
+    if found is None and (changed := difference(memory, other_memory)):
+        found = f"memory of the inputs: {changed}"
+    return found
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_programs_agree_with_eager(part: int):
+    last = Path(tempfile.gettempdir()) / f"lutra-program-{os.getpid()}.py"
+
+    @seed(SEED * PARTS + part)
+    @settings(
+        max_examples=-(-PROGRAMS // PARTS),
+        deadline=None,
+        database=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
+    )
+    @given(programs())
+    def agrees(program: Program) -> None:
+        last.write_text(program.script())
+        try:
+            found = disagreement(program)
+        except Exception as error:
+            raise AssertionError(f"{type(error).__name__} where eager has an answer\n\n{program.script()}") from error
+        assert found is None, f"{found}\n\n{program.script()}"
+
+    agrees()
+    last.unlink()
