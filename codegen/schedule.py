@@ -15,6 +15,11 @@ PARALLEL_FROM = 1 << 14
 """Elements below which starting threads costs more than it saves."""
 CHUNK = 1 << 11
 """Elements of one parallel step."""
+LARGEST_EXPRESSION = 256
+"""Reads in an element's expression up to which intermediate values are computed where they are read."""
+
+_OPERANDS = ("a", "b", "value", "condition", "true_value", "false_value")
+"""Where TIR expressions keep what they are made of, beside the arguments of calls."""
 
 
 @tvm.transform.module_pass(opt_level=0, name="ScheduleElementwise")
@@ -52,11 +57,32 @@ def _scheduled(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 
 def _inline_intermediates(schedule: Schedule) -> None:
-    """Compute values that one other block reads where they are read, instead of storing them."""
-    for block in schedule.get_child_blocks(schedule.get_sblock("root")):
-        if len(schedule.get_consumers(block)) == 1:
+    """Compute values that one other block reads where they are read, instead of storing them, while that stays small:
+    an expression that is read twice is written twice, so chains of such expressions grow exponentially."""
+    blocks = [(block, schedule.get(block)) for block in schedule.get_child_blocks(schedule.get_sblock("root"))]
+    sizes = {node.name_hint: _reads(node) for _, node in blocks}
+    for block, node in blocks:
+        consumers = schedule.get_consumers(block)
+        if len(consumers) != 1 or not hasattr(node.body, "buffer"):
+            continue
+        reader = schedule.get(consumers[0])
+        grown = sizes[reader.name_hint] + sizes[node.name_hint] * _reads(reader, node.body.buffer)
+        if grown <= LARGEST_EXPRESSION:
             with suppress(ScheduleError):  # a reduction, or read in a way that cannot be inlined
                 schedule.compute_inline(block)
+                sizes[reader.name_hint] = grown
+
+
+def _reads(block: Any, buffer: tirx.Buffer | None = None) -> int:
+    """How often the expression of an elementwise block reads `buffer`, or any."""
+    count, left = 0, [getattr(block.body, "value", None)]
+    while left:
+        node = left.pop()
+        read = getattr(node, "buffer", None)
+        count += read is not None and (buffer is None or read.same_as(buffer))
+        left.extend(child for name in _OPERANDS if (child := getattr(node, name, None)) is not None)
+        left.extend(getattr(node, "args", ()))
+    return count
 
 
 def _is_large(extents: list[Any]) -> bool:

@@ -54,17 +54,17 @@ def table_linear(
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, round_before_weight: bool) -> Tensor:
     """`lutra.rms_norm`; dtype of x where the weight's is the same, else the promoted one."""
-    wide = x.float()
+    wide = _wide(x)
     normalized = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     if round_before_weight:
         return normalized.to(x.dtype) * weight
-    return (normalized * weight.float()).to(x.dtype)
+    return (normalized * _wide(weight)).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, eps: float) -> Tensor:
     """`lutra.layer_norm`; dtype of x."""
-    shift = None if bias is None else bias.float()
-    return F.layer_norm(x.float(), weight.shape, weight.float(), shift, eps).to(x.dtype)
+    shift = None if bias is None else _wide(bias).to(_wide(x).dtype)
+    return F.layer_norm(_wide(x), weight.shape, weight.to(_wide(x).dtype), shift, eps).to(x.dtype)
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, *, pairs: str = "halves") -> Tensor:
@@ -115,11 +115,9 @@ def attention(
 ) -> Tensor:
     """`lutra.attention`, evaluated in float32 and rounded once; a query that may attend nothing gives zeros."""
     repeats = q.shape[1] // k.shape[1]
-    keys, values = (t.float().repeat_interleave(repeats, 1) for t in (k, v))
-    shift = mask if mask is None or mask.dtype == torch.bool else mask.float()
-    out = F.scaled_dot_product_attention(q.float(), keys, values, shift, is_causal=bool(causal), scale=scale).to(
-        q.dtype
-    )
+    keys, values = (_wide(t).repeat_interleave(repeats, 1) for t in (k, v))
+    shift = mask if mask is None or mask.dtype == torch.bool else mask.to(_wide(q).dtype)
+    out = F.scaled_dot_product_attention(_wide(q), keys, values, shift, is_causal=bool(causal), scale=scale).to(q.dtype)
     return out.transpose(1, 2).flatten(2) if merge_heads else out
 
 
@@ -147,6 +145,11 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     )
 }
 """Reference semantics by operation name, for every operation but `lutra.param` (which reads the graph's store)."""
+
+
+def _wide(x: Tensor) -> Tensor:
+    """`x` in float32, or in float64 where it is."""
+    return x if x.dtype is torch.float64 else x.float()
 
 
 def _add_float(out: Tensor, *terms: Tensor | None) -> Tensor:

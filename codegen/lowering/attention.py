@@ -21,7 +21,8 @@ def _attention(low: Lowering, op: Any) -> Any:
     merged, causal = bool(op.merge_heads.value), bool(op.causal.value)
     form = _mask_form(low, op)
     # One query sees key 0 alone under a top-left causal mask: not a decode step.
-    if q[2] == 1 and isinstance(q[1], int) and not causal and q[3] == low.sizes(op.v)[3] and form is not False:
+    single = q[2] == 1 and isinstance(q[1], int) and not causal and q[3] == low.sizes(op.v)[3]
+    if single and form is not False and dtype != "float64":
         function = decode_attention(q[1], k[1], q[3], dtype, op.scale.value, form)
         if function is not None:
             flat = relax.TensorType([q[0], 1, q[1] * q[3]], dtype)

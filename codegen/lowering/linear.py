@@ -28,6 +28,8 @@ from .symbols import dtype_name
 
 SMALL_M = 16
 """Rows up to which our own kernel multiplies by floating-point weights: it reads them once."""
+FLOATS = ("float32", "bfloat16", "float16")
+"""What our kernels compute in float32; torch computes with float64."""
 
 
 @lowers("lutra.linear")
@@ -65,9 +67,8 @@ def _dense(low: Lowering, op: Any) -> Any:
     x = low.flat(low[op.x], rows, k)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     extra = _epilogue(low, op, rows, n)
-    floats = ("float32", "bfloat16", "float16")
     function = None
-    if symbol is not None and isinstance(rows, int) and rows <= SMALL_M and dtype in floats and weight_dtype in floats:
+    if symbol is not None and isinstance(rows, int) and rows <= SMALL_M and dtype in FLOATS and weight_dtype in FLOATS:
         function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None)
     if symbol is not None and function is not None:
         view = low.bits_view(low.dtype(op.weight))
@@ -157,6 +158,8 @@ def _norm(low: Lowering, op: Any) -> Any:
     bias = op.bias if kind == "layer" else None
     if (
         not isinstance(k, int)
+        or dtype not in FLOATS
+        or weight_dtype not in FLOATS
         or low.dtype(out) != low.dtype(x)
         or (bias is not None and low.dtype(bias) != low.dtype(op.weight))
     ):
@@ -185,7 +188,7 @@ def _gate(low: Lowering, op: Any) -> Any:
     gate, up, activation, out = op.gate, op.up, op.activation.value, op.out
     rows, dtype, sizes = low.rows(gate), dtype_name(low.dtype(gate)), low.sizes(out)
     features = sizes[-1]
-    if not isinstance(features, int):
+    if not isinstance(features, int) or dtype not in FLOATS:
         return DECLINED
 
     def inputs() -> list[relax.Var]:

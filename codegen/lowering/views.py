@@ -9,7 +9,7 @@ from tvm import relax, tirx
 from ...ir.rewriting import constant, constant_list, literal
 from ..kernels.indexing import embedding, gather, index
 from .builder import Lowering, is_size, is_tensor
-from .pointwise import cast
+from .pointwise import cast, filled
 from .registry import DECLINED, lowers
 from .symbols import dtype_name
 
@@ -165,7 +165,7 @@ def _cat(low: Lowering, op: Any) -> Any:
     parts = [v for v in low[values] if len(low.sizes(v)) == rank]  # torch skips legacy empty tensors of rank 1
     if len(parts) != len(low[values]):
         return DECLINED
-    tensors = [low.emit(cast(low[v], dtype)) for v in parts]
+    tensors = [cast(low, low[v], dtype) for v in parts]
     return low.emit(R.concat(tensors, axis % rank), out) if len(tensors) > 1 else tensors[0]
 
 
@@ -244,6 +244,8 @@ def _arange(low: Lowering, op: Any) -> Any:
 
 def _filled(low: Lowering, out: Any, value: Any) -> relax.Var:
     name = dtype_name(low.dtype(out))
+    if not math.isfinite(value):  # which `R.full` cannot write
+        return low.emit(filled(low, low.sizes(out), value, low.dtype(out)), out)
     return low.emit(R.full(relax.ShapeExpr(low.sizes(out)), relax.const(value, name), name), out)
 
 
@@ -274,7 +276,7 @@ def _literal(low: Lowering, op: Any) -> Any:
     if data is None:
         return DECLINED
     if dtype is torch.bfloat16:  # numpy, which Relax reads constants from, has no such type
-        return low.emit(cast(low.emit(relax.const(data.float().numpy(), "float32")), dtype), op.operation.results[0])
+        return cast(low, low.emit(relax.const(data.float().numpy(), "float32")), dtype)
     return low.builder.emit(relax.const(data.numpy(), dtype_name(dtype)))
 
 
