@@ -45,6 +45,11 @@ class ParameterExpression:
             known.append(call(*(known[place] for place in places))[result])
         return known[-1]
 
+    @property
+    def name(self) -> str:
+        """What the value may be called in a store: different for different values."""
+        return f"{'+'.join(self.sources)}#{self.digest()}"
+
     def digest(self) -> str:
         """Short and equal for equal steps, whatever the sources are called."""
         text = repr([(call.to_json(), result, places) for call, result, places in self.steps])

@@ -219,11 +219,9 @@ def build_torch(name: str, rewriter: Any, at: Any, operands: Sequence[Any], type
     return op.results[0]
 
 
-def build_list(rewriter: Any, at: Any, tensors: Sequence[Value]) -> Value:
-    """A list of tensors before `at`."""
-    with rewriter.ip, at.location:
-        type_ = ir.Type.parse("!torch.list<vtensor>")
-        return ir.Operation.create("torch.prim.ListConstruct", results=[type_], operands=list(tensors)).results[0]
+def list_type() -> ir.Type:
+    """The type of a list of tensors."""
+    return ir.Type.parse("!torch.list<vtensor>")
 
 
 def _integer(value: int | torch.dtype) -> Value:

@@ -19,7 +19,7 @@ from .fuse_attention import ATTENTION_PATTERNS, MERGE_HEADS_PATTERNS
 from .fuse_gate import GATE_PATTERNS
 from .fuse_identities import IDENTITY_PATTERNS
 from .fuse_linear import EPILOGUE_PATTERNS, linear_patterns, merge_patterns
-from .fuse_norms import NORM_PATTERNS
+from .fuse_norms import norm_patterns
 from .fuse_rope import CACHE_PATTERNS, ROPE_PATTERNS
 from .fuse_ternary import ternary_patterns
 
@@ -37,7 +37,7 @@ class Fuse:
         stages = (
             IDENTITY_PATTERNS,
             ternary_patterns(graph.store),
-            NORM_PATTERNS | ROPE_PATTERNS | linear_patterns(graph.store) | ATTENTION_PATTERNS,
+            norm_patterns(graph.store) | ROPE_PATTERNS | linear_patterns(graph.store) | ATTENTION_PATTERNS,
             GATE_PATTERNS | MERGE_HEADS_PATTERNS | CACHE_PATTERNS,
             EPILOGUE_PATTERNS,
             merge_patterns(graph.store),

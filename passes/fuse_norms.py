@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 
+from ..ir.parameter_expression import ParameterExpression
+from ..ir.params import ParameterStore
 from ..ir.rewriting import (
     LayerNormOp,
+    ParamOp,
+    Pattern,
     RmsNormOp,
     build,
     constant,
@@ -24,7 +28,7 @@ from ..ir.rewriting import (
     single_use,
     tensor_type,
 )
-from .matching import both_orders, cast_source, is_fused_float
+from .matching import both_orders, cast_source, is_fused_float, sizes
 
 
 def _epsilon(value: Any) -> float | None:
@@ -48,7 +52,7 @@ def _normalised(value: Any) -> tuple[Any, float] | None:
             continue
         if tensor_type(x.type).dtype != torch.float32 or tensor_type(scale.type).dtype != torch.float32:
             continue
-        axes, last = constant_list(mean.operands[1]), len(shape_of(x) or ()) - 1
+        axes, last = constant_list(mean.operands[1]), len(sizes(x)) - 1
         if constant(square.operands[1]) != 2 or axes not in ([-1], [last]) or constant(mean.operands[2]) is not True:
             continue
         eps = _epsilon(shifted.operands[1])
@@ -63,25 +67,52 @@ _FLOAT32 = 6
 
 def _is_weight(weight: Any, x: Any) -> bool:
     """`weight` is a parameter with an entry for each of x's last dimension."""
-    columns = (shape_of(x) or ())[-1:]
-    return parameter_symbol(weight) is not None and is_fused_float(weight, x) and shape_of(weight) == columns
+    return parameter_symbol(weight) is not None and _weighs(weight, x)
 
 
-def fuse_rms_norm(op: Any, rewriter: Any) -> bool:
-    """`weight * normalised x`, which is rounded first where x was widened, -> `lutra.rms_norm`."""
-    result = op.operation.results[0]
-    for weight, rest in both_orders(op.operation):
-        found = _normalised(rest)
-        x = None if found is None else found[0]
-        if found is None and (inner := cast_source(rest)) is not None:
-            found = _normalised(inner)
-            x = None if found is None else cast_source(found[0])
-        if found is None or x is None or not x.type == rest.type == result.type or not _is_weight(weight, x):
-            continue
-        new = build(RmsNormOp, rewriter, op, x, weight, found[1], True, result.type)
-        rewriter.replace_op(op, new.operation)
-        return True
-    return False
+def _weighs(weight: Any, x: Any) -> bool:
+    return is_fused_float(weight, x) and len(sizes(weight)) == 1 and sizes(weight) == sizes(x)[-1:]
+
+
+def norm_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
+    """Patterns that make norms, `store` receiving weights that are computed from parameters (Gemma's `1 + w`)."""
+
+    def fuse_rms_norm(op: Any, rewriter: Any) -> bool:
+        """`weight * normalised x`, which is rounded first where x was widened, -> `lutra.rms_norm`."""
+        result = op.operation.results[0]
+        for weight, rest in both_orders(op.operation):
+            found = _normalised(rest)
+            x = None if found is None else found[0]
+            if found is None and (inner := cast_source(rest)) is not None:
+                found = _normalised(inner)
+                x = None if found is None else cast_source(found[0])
+            if found is None or x is None or not x.type == rest.type == result.type or not _weighs(weight, x):
+                continue
+            parameter = _as_parameter(store, op, rewriter, weight)
+            if parameter is None:
+                continue
+            new = build(RmsNormOp, rewriter, op, x, parameter, found[1], True, result.type)
+            rewriter.replace_op(op, new.operation)
+            return True
+        return False
+
+    return {
+        "torch.aten.mul.Tensor": [fuse_rms_norm],
+        "torch.aten._to_copy": [fuse_rounding_after_weight],
+        "torch.aten.rms_norm": [fuse_composite_rms_norm],
+        "torch.aten.layer_norm": [fuse_layer_norm],
+    }
+
+
+def _as_parameter(store: ParameterStore, op: Any, rewriter: Any, value: Any) -> Any | None:
+    """`value` as a parameter: itself, or a derived one where it is computed from parameters alone."""
+    if parameter_symbol(value) is not None:
+        return value
+    expression = ParameterExpression.of(value)
+    if expression is None:
+        return None
+    name = store.derive(expression.name, expression.sources, expression)
+    return build(ParamOp, rewriter, op, name, value.type).out
 
 
 def fuse_rounding_after_weight(op: Any, rewriter: Any) -> bool:
@@ -121,11 +152,3 @@ def fuse_layer_norm(op: Any, rewriter: Any) -> bool:
     new = build(LayerNormOp, rewriter, op, x, weight, epsilon, result.type, **keywords)
     rewriter.replace_op(op, new.operation)
     return True
-
-
-NORM_PATTERNS = {
-    "torch.aten.mul.Tensor": [fuse_rms_norm],
-    "torch.aten._to_copy": [fuse_rounding_after_weight],
-    "torch.aten.rms_norm": [fuse_composite_rms_norm],
-    "torch.aten.layer_norm": [fuse_layer_norm],
-}

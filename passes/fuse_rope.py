@@ -16,10 +16,11 @@ from ..ir.rewriting import (
     RopeKvUpdateOp,
     RopeOp,
     build,
-    build_list,
     build_torch,
     constant,
     defined_by,
+    list_type,
+    move_behind,
     shape_of,
     tensor_type,
     users,
@@ -94,7 +95,7 @@ def _table(value: Any, rewriter: Any, op: Any) -> Any:
     if unsqueeze is not None and constant(unsqueeze.operands[1]) in (1, -3):
         return unsqueeze.operands[0]
     batch, _, *rest = tensor_type(value.type).shape
-    return build_torch("aten.squeeze.dim", rewriter, op, [value, 1], vtensor((batch, *rest), value))
+    return _shared("aten.squeeze.dim", rewriter, op, value, (1,), vtensor((batch, *rest), value))
 
 
 def _replace(op: Any, rewriter: Any, x: Any, tables: tuple[Any, Any], pairs: str) -> bool:
@@ -127,7 +128,7 @@ def fuse_rope(op: Any, rewriter: Any) -> bool:
                     continue
                 tables = _table(cos, rewriter, op), _table(sin, rewriter, op)
                 if found[2]:
-                    tables = tables[0], build_torch("aten.neg", rewriter, op, [tables[1]], tables[1].type)
+                    tables = tables[0], _shared("aten.neg", rewriter, op, tables[1], (), tables[1].type)
                 return _replace(op, rewriter, x, tables, found[1])
     return False
 
@@ -161,10 +162,31 @@ def fuse_split_rope(op: Any, rewriter: Any) -> bool:
 
 
 def _doubled(table: Any, rewriter: Any, op: Any) -> Any:
-    """`cat((table, table), -1)`, which all layers share."""
+    """`cat((table, table), -1)`."""
     *rest, columns = tensor_type(table.type).shape
-    parts = build_list(rewriter, op, [table, table])
-    return build_torch("aten.cat", rewriter, op, [parts, -1], vtensor((*rest, 2 * (columns or 0)), table))
+    parts = _shared("prim.ListConstruct", rewriter, op, table, (_SOURCE,), list_type())
+    return _shared("aten.cat", rewriter, op, parts, (-1,), vtensor((*rest, 2 * (columns or 0)), table))
+
+
+_SOURCE = "source"
+
+
+def _shared(name: str, rewriter: Any, op: Any, source: Any, others: tuple[int | str, ...], type_: Any) -> Any:
+    """`name(source, *others)` for all layers: what is there before `op`, or a new one right behind `source`.
+
+    others: integers, or `_SOURCE` for the same value again."""
+    for user in users(source):
+        if user.operation.name == f"torch.{name}" and user.operation.is_before_in_block(op.operation):
+            first, *rest = user.operation.operands
+            if first == source and [_SOURCE if v == source else constant(v) for v in rest] == list(others):
+                return user.operation.results[0]
+    operands = [source if other == _SOURCE else other for other in others]
+    result = build_torch(name, rewriter, op, [source, *operands], type_)
+    move_behind(result.owner, source)
+    for operand in list(result.owner.operands)[1:]:
+        if operand != source:
+            move_behind(operand.owner, source)
+    return result
 
 
 ROPE_PATTERNS = {"torch.aten.add.Tensor": [fuse_rope], "torch.aten.cat": [fuse_split_rope]}

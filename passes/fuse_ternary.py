@@ -138,7 +138,7 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
     expression = ParameterExpression.of(weight)
     if expression is None or static_shape(weight)[1] > MOST_COLUMNS:
         return None
-    key = (f"fuse-ternary {expression.digest()}", expression.sources[0])
+    key = "fuse-ternary", expression.name
     if key in store.choices:  # an earlier graph's; the values may be gone
         return store.choices[key][0]
     if any(store.original(source) is None for source in expression.sources):
@@ -149,7 +149,7 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
         return None
     name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
     if name in store:
-        name = f"{expression.sources[0]}#{expression.digest()}" + name[len(expression.sources[0]) :]
+        name = expression.name + name[len(expression.sources[0]) :]
     store.derive(name, expression.sources, _Ternary(expression))
     if largest != 1:
         store.derive(f"{name}-constant", expression.sources, _Constant(expression))

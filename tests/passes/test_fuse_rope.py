@@ -110,6 +110,24 @@ def test_every_form_becomes_one_operation_and_rounds_as_eager_does(dtype: torch.
     assert counts["aten.stack"] == counts["aten.mul.Tensor"] == 0
 
 
+def test_tables_that_a_form_needs_are_made_once_for_all_layers(interpreted: Callable[..., Any]):
+    def layer(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        a, b, c, s = *x.chunk(2, -1), cos.unsqueeze(1), sin.unsqueeze(1)
+        return torch.cat((a * c - b * s, b * c + a * s), -1)
+
+    def model(xs: list[Tensor], cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        cos, sin = cos.exp(), sin.exp()
+        half = cos[..., :4], sin[..., :4]
+        return tuple([layer(x, *half) for x in xs] + [by(flipped)(x, cos, sin) for x in xs])
+
+    backend, (x, *tables) = interpreted({"fuse": {}}), arguments(torch.float32)
+    given = [x, x + 1, x + 2], *tables
+    for got, expected in zip(torch.compile(model, backend=backend)(*given), model(*given), strict=True):
+        assert torch.equal(got, expected)
+    counts = backend.counts()
+    assert (counts["rope"], counts["aten.cat"], counts["aten.neg"]) == (6, 2, 1)
+
+
 def test_what_only_looks_like_one_stays(interpreted: Callable[..., Any]):
     def model(*given: Tensor) -> tuple[Tensor, ...]:
         return tuple(other(*given) for other in OTHERS.values())

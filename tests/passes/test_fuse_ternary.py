@@ -69,3 +69,22 @@ def test_what_deviates_is_left_alone(interpreted: Any, kind: str):
         got, expected = torch.compile(model, backend=backend, dynamic=False)(x), model(x)
     assert "fuse_ternary" not in backend.reports[0].changed
     assert (got - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_one_parameter_under_different_scales_is_two_weights(interpreted: Any):
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randint(-1, 2, (48, 64)).float())
+            self.small, self.large = nn.Parameter(torch.tensor(0.1)), nn.Parameter(torch.tensor(3.0))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, scale = whole(x)
+            parts = [nn.functional.linear(q / scale, self.weight * factor) for factor in (self.small, self.large)]
+            return torch.cat(parts, -1)
+
+    model, x, backend = Scaled(), torch.randn(5, 64), interpreted({"fuse": {}})
+    with torch.no_grad():
+        got, expected = torch.compile(model, backend=backend, dynamic=False)(x), model(x)
+    assert backend.reports[0].changed["fuse_ternary"] == 2
+    assert (got - expected).norm() <= 1e-6 * expected.norm()

@@ -67,7 +67,7 @@ def test_the_experts_of_mixtral_are_named(experts: str, interpreted: Callable[..
     import transformers as hf
 
     config = hf.MixtralConfig(
-        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=96, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=4, max_position_embeddings=64,
     )  # fmt: skip
     config._experts_implementation = experts
@@ -75,7 +75,7 @@ def test_the_experts_of_mixtral_are_named(experts: str, interpreted: Callable[..
     backend = interpreted({"fuse": {}}, {"quantize-weights": {"bits": 4, "group_size": 32}})
     with torch.no_grad():
         torch.compile(model, backend=backend)(tokens, use_cache=False)
-    stacks = {f"model.layers.{i}.mlp.experts.{name}_proj" for i in range(2) for name in ("gate_up", "down")}
+    stacks = {f"model.layers.0.mlp.experts.{name}_proj" for name in ("gate_up", "down")}
     found = left(backend.reports)
     assert found.keys() == stacks | {"model.embed_tokens"}
     assert all(found[path].startswith("a stack of matrices (experts) that ") for path in stacks)
