@@ -2,7 +2,7 @@
 
 A value is exact when every way to compute it gives the same bits: what jumps (comparisons, rounding, casts to integers,
 which index is the largest) takes only such values, so that rounding in the last bit is never taken for a wrong answer.
-Divisors and arguments of logarithms are kept away from zero for the same reason.
+Divisors are kept away from zero, and arguments of logarithms from one, for the same reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +120,7 @@ ROUNDING = (
     "{a} / 3",
     "{a} ** 2",
     "{a}.clamp(-4, 4).exp()",
-    "torch.log({a}.abs() + 0.5)",
+    "torch.log({a}.abs() + 2)",
     "({a}.abs() + 0.5).rsqrt()",
     "{a}.abs().sqrt()",
     "1 / ({a}.abs() + 1)",
