@@ -49,12 +49,26 @@ class Executable:
         use_torch_threads(entry.library)
         self._machine = relax.VirtualMachine(self._library, tvm.cpu())
         self._main = self._machine["main"]
-        # The torch tensors are kept as well: they own the memory.
         self.sources = [from_data(data) for data in entry.manifest["weights"]]
-        self._weights = [source.resolve(store) for source in self.sources]
-        self._bound = [tvm_ffi.from_dlpack(weight) for weight in self._weights]
         self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.manifest["workspace"]).tensors()]
         self._lock = threading.Lock()
+        self.bind(store)
+
+    def bind(self, store: ParameterStore) -> None:
+        """Read the weights of `store` from now on, where they are now."""
+        weights = [source.resolve(store) for source in self.sources]
+        with self._lock:
+            self._weights = weights  # they own the memory
+            self._bound = [tvm_ffi.from_dlpack(weight) for weight in weights]
+
+    def copied(self, store: ParameterStore) -> set[str]:
+        """Names of the tensors of `store` that are not read where they are: packed, derived or moved."""
+        names: set[str] = set()
+        for source, weight in zip(self.sources, self._weights, strict=True):
+            original = store.original(source.symbol)
+            if original is None or original.data_ptr() != weight.data_ptr():
+                names |= store.sources(source.symbol)
+        return names
 
     def __call__(self, *inputs: Any) -> list[Any]:
         usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]

@@ -6,12 +6,12 @@ runs when somebody asks for the value, and whose value is not kept unless it was
 is quantised one matrix at a time, and prefill and decode graphs share one packed copy.
 """
 
-import weakref
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import CaptureError, ParameterError
 from .quantization import QuantizedWeight, WeightFormat
@@ -27,34 +27,36 @@ class _Derivation:
 
 @dataclass
 class ParameterStore:
-    """Name -> value for one compiled model. Not thread-safe; compilation is serialised by the caller."""
+    """Name -> value for one compiled model. Not thread-safe; compilation is serialised by the caller.
 
-    _originals: dict[str, torch.Tensor] = field(default_factory=dict)
+    The model's tensors are held by ordinary references and known by `id`: torch swaps no tensor that somebody refers
+    to weakly (`torch.utils.swap_tensors`). Each store holds one reference to each, so that a tensor that has no other
+    is known to be gone from the model. `generation` counts how often values were forgotten: what was read of the store
+    before is then to be read again."""
+
+    _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     _derivations: dict[str, _Derivation] = field(default_factory=dict)
     _stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
-    _identities: dict[str, weakref.ref[torch.Tensor]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
-    _names: MutableMapping[torch.Tensor, str] = field(default_factory=WeakIdKeyDictionary)
+    _names: dict[int, str] = field(default_factory=dict)
     _given: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     choices: dict[tuple[str, str], tuple[str, WeightFormat]] = field(default_factory=dict)
     """(rule, tensor) -> name and format of what quantising made of it: chosen for one graph, kept to in the others."""
+    generation: int = 0
 
     def bind(self, name: str, tensor: torch.Tensor) -> str:
         """Make `tensor` (of the model, never copied) known; raises `CaptureError` on `meta`. Returns its name.
 
         That is the name that it has already, else `name`, with a number when another tensor has it: graphs that were
         captured of single layers, after a graph break, all call their weights alike."""
-        name = self._identify(name, tensor)
         if tensor.device.type == "meta":
             raise ParameterError(
                 f"parameter {name!r} is on the meta device and has no values: load the model's weights first"
             )
-        if name not in self._released:  # the next graph of the model passes what is left of it: no values
-            self._originals[name] = tensor
-        return name
+        return self._identify(name, tensor)
 
     def bind_released(self, name: str, tensor: torch.Tensor) -> str:
         """Make `tensor`, which has a shape but no values any more, known: what is packed of it serves instead."""
@@ -84,13 +86,11 @@ class ParameterStore:
 
     def can_stack(self, names: Sequence[str]) -> bool:
         """True when `names` are distinct tensors that share no memory with each other (no tied weights)."""
-        bound = [t for n in names if (t := self._originals.get(n)) is not None]
+        bound = [t for n in names if (t := self.original(n)) is not None]
         return len({t.data_ptr() for t in bound}) == len(bound)
 
     def stack(self, name: str, parts: Sequence[str]) -> str:
-        """Define `name` as the rows of `parts` one after the other. Returns `name`.
-
-        When it is read as a plain tensor (`keep`), the parts become views of it: the model's memory does not grow."""
+        """Define `name` as the rows of `parts` one after the other. Returns `name`."""
         self._stacks.setdefault(name, tuple(parts))
         return self.derive(name, parts, lambda *tensors: torch.cat(tensors))
 
@@ -102,13 +102,15 @@ class ParameterStore:
         """The value of `name`, computed now if it is derived (and not kept); `CaptureError` when it was released."""
         if name in self._unpackers:
             return self._unpackers[name]()
-        if name in self._originals or name in self._kept:
-            return self._originals[name] if name in self._originals else self._kept[name]
+        if name in self._kept:
+            return self._kept[name]
         self._require(name)
         if name in self._released:
             raise ParameterError(
                 f"parameter {name!r} was released after packing (release_weights): its values are gone"
             )
+        if name in self._tensors:
+            return self._tensors[name]
         derivation = self._derivations[name]
         return derivation.compute(*(self.value(source) for source in derivation.sources))
 
@@ -132,18 +134,11 @@ class ParameterStore:
 
     def keep(self, name: str) -> torch.Tensor:
         """`tensor(name)`, computed once and kept: for derived tensors that a graph reads at every step."""
-        if name in self._originals:
-            return self._originals[name]
+        original = self.original(name)
+        if original is not None:
+            return original
         if name not in self._kept:
-            whole = self._kept[name] = self.tensor(name).contiguous()
-            row = 0
-            for part in self._stacks.get(name, ()):
-                tensor = self.tensor(part)
-                rows = whole[row : row + tensor.shape[0]]
-                row += tensor.shape[0]
-                # Same values at the same shape and strides: eager and other graphs go on as before, over one copy.
-                if part in self._originals and tensor.is_contiguous() and not tensor.is_inference():
-                    tensor.data = rows
+            self._kept[name] = self.tensor(name).contiguous()
         return self._kept[name]
 
     def keep_as(self, name: str, value: torch.Tensor) -> None:
@@ -175,32 +170,67 @@ class ParameterStore:
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """What `tensor` was bound as; None when it was not."""
-        return self._names.get(tensor)
+        return self._names.get(id(tensor))
 
     def original(self, name: str) -> torch.Tensor | None:
         """The tensor bound to `name`, or None when it is derived, unknown or released."""
-        return self._originals.get(name)
+        return None if name in self._released else self._tensors.get(name)
 
     def bound(self, name: str) -> torch.Tensor | None:
-        """The model's tensor that is called `name`, released or not; None when it is derived, unknown or gone."""
-        reference = self._identities.get(name)
-        return None if reference is None else reference()
+        """The model's tensor that is called `name`, released or not; None when it is derived or unknown."""
+        return self._tensors.get(name)
 
     def released_names(self) -> list[str]:
         """Names of tensors that have no values any more."""
         return list(self._released)
 
     def originals(self) -> list[str]:
-        """Names of all bound tensors."""
-        return list(self._originals)
+        """Names of all bound tensors that have values."""
+        return [name for name in self._tensors if name not in self._released]
+
+    def released(self) -> list[str]:
+        """Names of all bound tensors that have no values any more."""
+        return list(self._released)
+
+    def is_released(self, name: str) -> bool:
+        """True when `name` has a shape and no values."""
+        return name in self._released
+
+    def is_abandoned(self, name: str) -> bool:
+        """True when nothing but this store refers to the tensor that is called `name`: the model has another one."""
+        return sys.getrefcount(self._tensors[name]) <= 2  # one of them is the argument of the question
+
+    def forget(self, names: Iterable[str]) -> None:
+        """The tensors `names` have other values now (a released one: has values again). What was computed from them is
+        computed again when it is asked for."""
+        changed = set(names)
+        for name in changed:
+            self._released.pop(name, None)
+        for name in [n for n in self._kept if self.sources(n) & changed]:
+            del self._kept[name]
+        for key in [k for k in self._packed if self.sources(k[0]) & changed]:
+            del self._packed[key]
+            self._unpackers.pop(key[0], None)
+        self.generation += 1
+
+    def replace(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """From now on the names stand for these `tensors`."""
+        for name, tensor in tensors.items():
+            self._set(name, tensor)
+        self.forget(tensors)
 
     def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "ParameterStore":
-        """A store with the same definitions over other `tensors` (the same model structure with other weights)."""
-        other = ParameterStore(_derivations=dict(self._derivations), _stacks=dict(self._stacks), choices=self.choices)
-        other._originals = {name: t for name, t in self._originals.items() if name.startswith("constant.")}
-        for name, tensor in tensors.items():
-            other.bind(name, tensor)
+        """A store with the same definitions over other `tensors` (the same model structure with other weights); what
+        is computed from none of them is shared."""
+        copies: dict[str, Any] = {name: dict(value) for name, value in vars(self).items() if isinstance(value, dict)}
+        other = replace(self, **(copies | {"choices": self.choices}))
+        other.replace({name: tensor for name, tensor in tensors.items() if other._tensors.get(name) is not tensor})
         return other
+
+    def learn(self, other: "ParameterStore") -> None:
+        """Take over what `other` defines, as computations over tensors of the same names."""
+        self._derivations = {**other._derivations, **self._derivations}
+        self._stacks = {**other._stacks, **self._stacks}
 
     def packed_bytes(self, name: str | None = None) -> int:
         """Bytes of all packed buffers, or of those of quantised `name`."""
@@ -217,26 +247,37 @@ class ParameterStore:
         """Forget every original that `keep` (symbols still read as tensors) does not need; returns their names."""
         needed = set(keep)
         for name in list(needed):
-            if name not in self._originals:
+            if self.original(name) is None:
                 needed |= self.sources(name)
-        gone = [name for name in self._originals if name not in needed]
+        gone = [name for name in self.originals() if name not in needed]
         for name in gone:
-            self._released[name] = self._originals.pop(name).shape
+            self._released[name] = self._tensors[name].shape
+        self.generation += bool(gone)
         return gone
 
     def __contains__(self, name: str) -> bool:
-        return name in self._originals or name in self._derivations or name in self._unpackers
+        return self.original(name) is not None or name in self._derivations or name in self._unpackers
 
     def _identify(self, name: str, tensor: torch.Tensor) -> str:
         """The name that stands for `tensor`, and for no other, from now on."""
-        if tensor in self._names:
-            return self._names[tensor]
+        known = self._names.get(id(tensor))
+        if known is not None:
+            return known
         base, copy = name, 1
-        while self._identities.setdefault(name, weakref.ref(tensor))() is not tensor:
+        while name in self._tensors and not self.is_abandoned(name):
             copy += 1
             name = f"{base}#{copy}"
-        self._names[tensor] = name
+        if name in self._tensors:
+            self.replace({name: tensor})
+        else:
+            self._set(name, tensor)
         return name
+
+    def _set(self, name: str, tensor: torch.Tensor) -> None:
+        if name in self._tensors:
+            self._names.pop(id(self._tensors[name]), None)
+        self._tensors[name] = tensor
+        self._names[id(tensor)] = name
 
     def _require(self, name: str) -> None:
         if name not in self and name not in self._released:

@@ -5,6 +5,7 @@ Registered under the entry-point group `torch_dynamo_backends`, so that torch fi
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def lutra(
     unwrap_nested_compilation()
     trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
-    return capture(gm, example_inputs, state.store, state.compile, state.refuse)
+    return capture(gm, example_inputs, state.store, partial(state.compile, parsed), partial(state.refuse, parsed))
 
 
 def _say_once(level: int, message: str) -> None:

@@ -1,7 +1,6 @@
 """A compiled graph as AOTAutograd calls it: arguments in, results out, in-place updates done, parameters checked."""
 
-import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,19 +11,59 @@ from ..ir.foreign import decode, encode
 from ..ir.graph import Graph
 from ..passes.base import PassReport
 from .nets import MISTAKES, TorchGraph, described, warn_once
+from .weight_watch import WeightWatch
 
 if TYPE_CHECKING:
     from .model_state import ModelState
 
-_VERSION = operator.attrgetter("_version")
+_PIECES = {"decode": 1, "prefill": 64, "encode": 64}
+"""How much of the weights whose values were copied is compared in full at each call, in 256 KB: see `weight_watch`."""
+
+
+class _Binding:
+    """An executable, and whether the weights that it was bound to are still what they were."""
+
+    def __init__(self, watch: WeightWatch, graph: Graph, executable: Executable) -> None:
+        self.watch = watch
+        self.executable = executable
+        self._names = list(graph.parameter_positions.values())
+        self._pieces = _PIECES[graph.phase]
+        self._note()
+
+    def is_fresh(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """True when `executable` can be called with its `tensors`, which is asked at every step."""
+        return self._generation == self.watch.store.generation and self._glance.agrees(tensors, self._pieces)
+
+    def refresh(self) -> None:
+        """Bind `executable` to the weights as they are now; packs anew what changed."""
+        self.watch.renew(self._names)
+        self.executable.bind(self.watch.store)
+        self._note()
+
+    def _note(self) -> None:
+        store = self.watch.store
+        self.watch.add(self.executable.copied(store))
+        self._glance = self.watch.glance(self._names)
+        self._generation = store.generation
+
+    def is_abandoned(self) -> bool:
+        """True when the model has no more what this is bound to."""
+        return any(map(self.watch.store.is_abandoned, self._names))
+
+    def replaced(self, tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Those of `tensors`, one a parameter of the graph, that are not what this is bound to, by name."""
+        store = self.watch.store
+        given = zip(self._names, tensors, strict=True)
+        return {name: tensor for name, tensor in given if store.bound(name) is not tensor}
 
 
 class CompiledGraph:
     """Runs one graph.
 
-    Weights are read at compile time; a call with other or changed parameters gets its own
-    executable, made from the same graph (regional compilation runs one graph over the weights of many layers;
-    `load_state_dict` changes them)."""
+    Weights are read where they are, or packed when the graph is compiled and whenever they changed. A call with other
+    parameters than those of the model at capture gets its own executable, made from the same graph (regional
+    compilation runs one graph over the weights of many layers), unless they took the place of parameters that the model
+    has no more: then the executable goes over to them."""
 
     def __init__(
         self,
@@ -40,22 +79,20 @@ class CompiledGraph:
         self._build = build
         self._in_torch = in_torch
         self._encoded = [number for number, i in enumerate(graph.inputs) if i.encoded is not None]
-        self.executable = build(graph)
         self._positions = [i.position for i in graph.inputs]
-        self._names = graph.parameter_positions
-        self._others: dict[tuple[int, ...], tuple[list[torch.Tensor], Executable]] = {}
-        self.remember_parameters()
+        self._places = list(graph.parameter_positions)
+        tensors = [graph.store.bound(name) for name in graph.parameter_positions.values()]
+        # By the tensors' ids, which are theirs for as long as the stores hold them.
+        self._bindings = {tuple(map(id, tensors)): _Binding(state.watch, graph, build(graph))}
 
-    def remember_parameters(self) -> None:
-        """Take the parameters as they are now for the ones that `executable` was built from."""
-        store = self.graph.store
-        originals = ((position, store.original(name)) for position, name in self._names.items())
-        bound = [(position, tensor) for position, tensor in originals if tensor is not None]
-        self._places = [position for position, _ in bound]
-        self._bound = [tensor for _, tensor in bound]
-        # Each counts how often it was written to, unless it is of inference mode.
-        self._counting = [tensor for tensor in self._bound if not tensor.is_inference()]
-        self._versions = list(map(_VERSION, self._counting))
+    @property
+    def executable(self) -> Executable:
+        """The one that was made first, or what took its place."""
+        return self.executables()[0]
+
+    def executables(self) -> list[Executable]:
+        """All that were made of the graph: one for each set of weights."""
+        return [binding.executable for binding in self._bindings.values()]
 
     def boxed(self) -> Callable[[list[Any]], list[Any]]:
         """The callable in AOTAutograd's boxed convention: one list of arguments, which it may empty."""
@@ -110,26 +147,44 @@ class CompiledGraph:
             results[result] = decode(results[result], dtype)
         return results
 
-    def executables(self) -> list[Executable]:
-        """All that were made of the graph: one for each set of weights."""
-        return [self.executable, *(executable for _, executable in self._others.values())]
+    def refresh(self) -> None:
+        """Bind every executable to the weights as they are now."""
+        with self.state.lock:
+            for binding in self._bindings.values():
+                binding.refresh()
 
     def _executable_for(self, arguments: list[Any]) -> Executable:
-        # At every step, over all parameters: in loops that Python itself runs.
         given = [arguments[position] for position in self._places]
-        if all(map(operator.is_, given, self._bound)) and list(map(_VERSION, self._counting)) == self._versions:
-            return self.executable
-        return self._rebuilt(given)
+        binding = self._bindings.get(tuple(map(id, given)))
+        if binding is None or not binding.is_fresh(given):
+            with self.state.lock:
+                binding = self._rebound(given)
+        return binding.executable
 
-    def _rebuilt(self, tensors: list[torch.Tensor]) -> Executable:
-        versions = (0 if tensor.is_inference() else tensor._version for tensor in tensors)
-        key = (*map(id, tensors), *versions)
-        if key not in self._others:
-            names = [self._names[position] for position in self._places]
-            store = self.graph.store.rebound(dict(zip(names, tensors, strict=True)))
-            # The tensors are kept beside the executable: an id stays theirs for as long as they live.
-            self._others[key] = (tensors, self._build(replace(self.graph, store=store)))
-        return self._others[key][1]
+    def _rebound(self, tensors: list[torch.Tensor]) -> _Binding:
+        """The binding to `tensors`, fresh: the one that there is, one to tensors that the model has no more, or a new
+        one."""
+        key = tuple(map(id, tensors))
+        binding = self._bindings.pop(key, None)
+        if binding is None or binding.replaced(tensors):  # an id may have been another tensor's
+            binding = self._taken_over(tensors)
+            self._bindings = {k: b for k, b in self._bindings.items() if not b.is_abandoned()}
+        if binding is None:
+            watch = self.state.watch_over(dict(zip(self.graph.parameter_positions.values(), tensors, strict=True)))
+            binding = _Binding(watch, self.graph, self._build(replace(self.graph, store=watch.store)))
+        else:
+            binding.refresh()
+        self._bindings[key] = binding
+        return binding
+
+    def _taken_over(self, tensors: list[torch.Tensor]) -> _Binding | None:
+        for key, binding in self._bindings.items():
+            store, replaced = binding.watch.store, binding.replaced(tensors)
+            if all(store.is_abandoned(name) for name in replaced):
+                if replaced:
+                    store.replace(replaced)
+                return self._bindings.pop(key)
+        return None
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,12 +1,13 @@
 """What the graphs of one compiled model share: parameters, recipe, target, and the list of compiled graphs."""
 
 import weakref
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet, Sequence
+from itertools import count
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import fx
-from torch.utils.weak import WeakIdKeyDictionary
 
 from ..codegen.cache import ExecutableCache
 from ..codegen.compile import CodegenOptions, compile_graph
@@ -24,36 +25,35 @@ from .nets import FallenGraph, TorchGraph, described, must_raise, warn_of_calls,
 from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
+from .weight_watch import WeightWatch
 
 _kept: MutableMapping[torch.nn.Module, "ModelState"] = weakref.WeakKeyDictionary()
 """States that were made before the first graph of their model, which keeps them alive until then and after."""
-_states: MutableMapping[Any, Any] = WeakIdKeyDictionary()
-"""Parameter -> {options: weak reference to the state}; a state lives as long as a compiled graph that uses it."""
+_states: MutableMapping[int, "ModelState"] = weakref.WeakValueDictionary()
+"""All states, numbered as they were made; one lives as long as a compiled graph that uses it."""
+_numbers = count()
 
 
 def state_for(inputs: Sequence[Any], options: Options) -> "ModelState":
-    """The state of an earlier graph over any of the same parameters and equal options, or a new one."""
-    parameters = [x for x in inputs if isinstance(x, torch.nn.Parameter)]
+    """The state of an earlier graph over any of the same parameters and options that give the same weights, or a new
+    one."""
     key = options.fingerprint()
-    for parameter in parameters:
-        state = _states.get(parameter, {}).get(key, lambda: None)()
-        if state is not None:
-            break
-    else:
-        state = ModelState(options)
-    share_state(parameters, state)
-    return state
+    states = states_over(x for x in inputs if isinstance(x, torch.nn.Parameter))
+    return next((state for state in states if state.options.fingerprint() == key), None) or ModelState(options)
 
 
-def share_state(parameters: Iterable[torch.nn.Parameter], state: "ModelState") -> None:
-    """From now on `state_for` finds `state` by any of `parameters`; a graph, or the caller, keeps it alive."""
-    for parameter in parameters:
-        _states.setdefault(parameter, {})[state.options.fingerprint()] = weakref.ref(state)
+def states_over(parameters: Iterable[torch.nn.Parameter]) -> list["ModelState"]:
+    """The states that know any of `parameters`, in the order in which they were made."""
+    parameters = list(parameters)
+    ids = set(map(id, parameters))
+    kept = [state for model, state in _kept.items() if not ids.isdisjoint(map(id, model.parameters()))]
+    states = [state for _, state in sorted(_states.items())]
+    return [s for s in states if s in kept or any(s.knows(parameter) for parameter in parameters)]
 
 
 def keep_state(model: torch.nn.Module, state: "ModelState") -> None:
     """`state` is that of all graphs of `model` that are compiled with its options, for as long as the model lives."""
-    share_state(model.parameters(), state)
+    state.watch.add(state.store.released())
     _kept[model] = state
 
 
@@ -65,37 +65,66 @@ class ModelState:
         self.recipe = load_recipe(options.recipe, available_passes(), vars=options.vars)
         self.target = get_target(options.target)
         self.store = ParameterStore()
-        self.cache = ExecutableCache(options.cache_directory()) if options.cache else None
-        self.graphs: list[CompiledGraph] = []
-        self.fallen: list[FallenGraph] = []
+        self.watch = WeightWatch(self.store)
+        self.lock = RLock()
+        self._watches: MutableSet[WeightWatch] = weakref.WeakSet([self.watch])
+        self._graphs: list[weakref.ref[CompiledGraph]] = []
+        self._fallen: list[weakref.ref[FallenGraph]] = []
+        _states[next(_numbers)] = self
 
-    def compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
-        """Passes, code generation, and the callable that AOTAutograd runs; raises `LutraError`."""
-        dump = Dump.start(self.options.dump, graph, functional)
-        with CompileProgress(self.options.progress, graph) as progress:
+    @property
+    def graphs(self) -> list[CompiledGraph]:
+        """Those that can still be called, in the order in which they were compiled."""
+        return [graph for reference in self._graphs if (graph := reference()) is not None]
+
+    @property
+    def fallen(self) -> list[FallenGraph]:
+        """Those that torch runs and that can still be called."""
+        return [graph for reference in self._fallen if (graph := reference()) is not None]
+
+    def knows(self, parameter: torch.Tensor) -> bool:
+        """True when a graph over `parameter` was compiled."""
+        return any(watch.store.name_of(parameter) is not None for watch in self._watches)
+
+    def watch_over(self, tensors: Mapping[str, torch.Tensor]) -> WeightWatch:
+        """The watch, with the store, of other `tensors` under the names of the model's: one for all graphs."""
+        for watch in self._watches:
+            if all(watch.store.bound(name) is tensor for name, tensor in tensors.items()):
+                watch.store.learn(self.store)
+                return watch
+        watch = WeightWatch(self.store.rebound(tensors))
+        self._watches.add(watch)
+        return watch
+
+    def compile(self, options: Options, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
+        """Passes, code generation, and the callable that AOTAutograd runs; raises `LutraError`.
+
+        `options` have the fingerprint of those of the state: what they add is of this graph alone."""
+        self.watch.renew(list(graph.parameter_positions.values()))  # what earlier graphs packed serves this one too
+        dump = Dump.start(options.dump, graph, functional)
+        with CompileProgress(options.progress, graph) as progress:
             progress.step("passes")
-            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump, self.options.calibration)
+            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump, options.calibration)
             progress.step("code")
             codegen = CodegenOptions(
-                strict=self.options.strict,
-                kernel_family=self.options.kernel_family,
-                cache=self.cache,
+                strict=options.strict,
+                kernel_family=options.kernel_family,
+                cache=ExecutableCache(options.cache_directory()) if options.cache else None,
                 dump=dump,
                 progress=progress.step,
             )
-            in_torch = None if self.options.strict else TorchGraph.of(functional)
+            in_torch = None if options.strict else TorchGraph.of(functional)
             compiled = CompiledGraph(self, graph, reports, lambda g: compile_graph(g, self.target, codegen), in_torch)
         warn_of_calls(compiled.executable.summary.fallbacks)
-        self.graphs.append(compiled)
-        if self.options.release_weights and not self.fallen:  # a graph that torch runs reads the originals
-            release_originals(self.store, [g.graph for g in self.graphs])
-            compiled.remember_parameters()
+        self._graphs = [*map(weakref.ref, self.graphs), weakref.ref(compiled)]
+        if options.release_weights and not self.fallen:  # a graph that torch runs reads the originals
+            self.watch.renew(release_originals(self.store, [g.graph for g in self.graphs]))
         return compiled.boxed()
 
-    def refuse(self, error: Exception, gm: fx.GraphModule, phase: Phase) -> Callable[..., Any]:
+    def refuse(self, options: Options, error: Exception, gm: fx.GraphModule, phase: Phase) -> Callable[..., Any]:
         """The boxed function that lets torch run `gm`, which cannot be compiled; raises where `error` is the user's to
         mend, or torch has no weights to run with."""
-        if (raised := must_raise(error, self.options.strict)) is not None:
+        if (raised := must_raise(error, options.strict)) is not None:
             raise raised
         if self.store.released_names():
             raise ParameterError(
@@ -103,8 +132,9 @@ class ModelState:
                 "original weights were released"
             ) from error
         reason = described(error)
-        self.fallen.append(FallenGraph(phase, reason))
+        fallen = FallenGraph(phase, reason)
+        self._fallen = [*map(weakref.ref, self.fallen), weakref.ref(fallen)]
         warn_once(f"torch runs a whole {phase} graph, since Lutra cannot: {reason}")
-        if self.options.dump is not None:
-            dump_fallen(self.options.dump, gm, reason, self.recipe.name)
-        return TorchGraph.of(gm).boxed(self)
+        if options.dump is not None:
+            dump_fallen(options.dump, gm, reason, self.recipe.name)
+        return TorchGraph.of(gm).boxed((self, fallen))

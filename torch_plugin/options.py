@@ -13,6 +13,9 @@ from ..ir.errors import OptionError, did_you_mean
 from ..passes.calibration import Calibration
 from ..recipes.schema import Recipe
 
+_BESIDE_WEIGHTS = ("strict", "dump", "training_backend", "cache", "cache_dir", "progress")
+"""What does not change how weights are packed."""
+
 
 class Options(BaseModel):
     """Options of the lutra backend."""
@@ -64,6 +67,6 @@ class Options(BaseModel):
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
 
     def fingerprint(self) -> str:
-        """Equal for equal options: graphs of one model compiled under it share their packed weights."""
-        data = self.model_dump(mode="json") | {"calibration": repr(self.calibration)}
+        """Equal for options that give the same weights: graphs of one model compiled under it share them packed."""
+        data = self.model_dump(mode="json", exclude=set(_BESIDE_WEIGHTS)) | {"calibration": repr(self.calibration)}
         return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()

@@ -86,10 +86,16 @@ def pack(model: Any, folder: Path | str) -> int:
         )
     check_new(folder)
     (state,) = states
-    if any(len(graph.executables()) > 1 for graph in state.graphs):
-        raise PackedModelError("the weights changed after the model was compiled: compile it again, then pack it")
+    graphs = state.graphs
+    for graph in graphs:
+        graph.refresh()
+    if any(len(graph.executables()) > 1 for graph in graphs):
+        raise PackedModelError(
+            "a graph of the model serves several sets of weights (regional compilation): compile the model as a whole, "
+            "then pack it"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    sources = [source for graph in state.graphs for source in graph.executable.sources]
+    sources = [source for graph in graphs for source in graph.executable.sources]
     plain = {s.symbol for s in sources if isinstance(s, PlainWeight) and not s.symbol.startswith("constant.")}
     tensors = dict(_placed(module, state.store, plain))
     _write_plain(folder / PLAIN, module, state.store, tensors, plain)

@@ -46,8 +46,18 @@ def unreadable(shape: Sequence[int], dtype: torch.dtype, stride: Sequence[int] |
     filler = _fillers.get(dtype)
     if filler is None or filler.numel() < size:
         filler = _fillers[dtype] = torch.empty(size, dtype=dtype)
-        filler[: _MARKED_BYTES // dtype.itemsize] = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+    # Every time: somebody may have written to a tensor that lies over it.
+    filler[: _MARKED_BYTES // dtype.itemsize] = torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
     return filler.as_strided(tuple(shape), tuple(stride))
+
+
+def is_unreadable(tensor: torch.Tensor) -> bool:
+    """True for what `unreadable` made, also when it was converted to another dtype of its kind since."""
+    start = tensor.detach()
+    while start.dim() > 1 and len(start):
+        start = start[0]
+    start = start.flatten()[:16]
+    return bool((start.isnan() if start.is_floating_point() else start == torch.iinfo(start.dtype).max).all())
 
 
 def _return_free_memory() -> None:

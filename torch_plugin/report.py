@@ -13,7 +13,7 @@ from ..codegen.torch_calls import TorchCall, counted
 from ..ir.graph import Phase
 from ..passes.base import PassReport
 from .compiled_graph import CompiledGraph
-from .model_state import ModelState, _states
+from .model_state import ModelState, states_over
 from .nets import FallenGraph
 
 _WIDTH = 110
@@ -90,13 +90,8 @@ def module_of(model: Any) -> nn.Module:
 
 
 def states_of(module: nn.Module) -> Iterator[ModelState]:
-    seen: set[int] = set()
-    for parameter in module.parameters():
-        for reference in _states.get(parameter, {}).values():
-            state = reference()
-            if state is not None and id(state) not in seen:
-                seen.add(id(state))
-                yield state
+    """The states of all graphs over parameters of `module`, in the order in which they were made."""
+    yield from states_over(module.parameters())
 
 
 def _report(compiled: CompiledGraph) -> GraphReport:

@@ -57,5 +57,7 @@ def test_equal_options_have_equal_fingerprints_and_different_ones_differ():
     data = {"lutra": 1, "name": "mine", "passes": [{"fuse": {}}]}
     first = Options.parse({"recipe": data}).fingerprint()
     assert first == Options.parse({"recipe": dict(data), "strict": False}).fingerprint()
-    different = [{"recipe": "w4"}, {"recipe": data, "strict": True}, {"recipe": {**data, "passes": []}}]
+    beside = {"strict": True, "dump": "/tmp/d", "training_backend": "eager", "cache": False, "cache_dir": "/tmp/c"}
+    assert first == Options.parse({"recipe": data, "progress": True, **beside}).fingerprint()
+    different = [{"recipe": "w4"}, {"recipe": data, "release_weights": True}, {"recipe": {**data, "passes": []}}]
     assert len({first, *(Options.parse(options).fingerprint() for options in different)}) == 4
