@@ -28,8 +28,7 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm(x) + self.table(torch.arange(len(x)))
-        y = torch.relu(self.q(x)) @ self.mix + self.shift
-        return torch.cat([y, self.k(x)], 1) + y @ self.table.weight.T[:, :1]
+        return torch.cat([torch.relu(self.q(x)), self.k(x), x @ self.mix + self.shift, x @ self.table.weight.T], 1)
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +61,7 @@ def set_data(model: Layer) -> None:
 
 
 def write_one_element_and_one_row(model: Layer) -> None:
-    model.q.weight.data[3, 5] = 90
+    model.mix.data[3, 5] = 90
     model.k.weight.data[7].neg_()
     model.mix.data[[1, 2]] = model.mix.data[[2, 1]].clone()
 
@@ -121,7 +120,7 @@ def test_every_way_of_changing_weights_is_seen_at_the_next_call(recipe: Any):
     model = Layer()
     state = model.state_dict()  # of before: it reaches the model afterwards
     fast, x = compiled(model, recipe), torch.randn(4, 64)
-    error = 1e-4 if recipe else 0.05
+    error = 1e-4 if recipe else 0.03
 
     def check(name: str) -> None:
         got, expected = fast(x), model(x)
@@ -132,11 +131,13 @@ def test_every_way_of_changing_weights_is_seen_at_the_next_call(recipe: Any):
         for tensor in state.values():
             tensor.mul_(1.5)
         check("a state that was taken before")
-        del state, tensor
+        del state
         for change in WAYS:
+            for tensor, value in zip(model.state_dict().values(), Layer().state_dict().values(), strict=True):
+                tensor.copy_(value)  # no change meets values that an earlier one made large
             before = model(x)
             change(model)
-            assert change is round_to_half or (model(x) - before).norm() / before.norm() > 0.15
+            assert change is round_to_half or (model(x) - before).norm() / before.norm() > 0.06
             check(change.__name__)
     (graph,) = [g for s in states_of(model) for g in s.graphs]
     assert len(graph.executables()) == 1
