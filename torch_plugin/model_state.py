@@ -91,8 +91,9 @@ class ModelState:
         for watch in self._watches:
             if all(watch.store.bound(name) is tensor for name, tensor in tensors.items()):
                 watch.store.learn(self.store)
+                watch.renew(list(tensors))
                 return watch
-        watch = WeightWatch(self.store.rebound(tensors))
+        watch = self.watch.rebound(tensors)
         self._watches.add(watch)
         return watch
 

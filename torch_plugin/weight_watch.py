@@ -91,6 +91,14 @@ class WeightWatch:
         if changed:
             self.store.forget(changed)
 
+    def rebound(self, tensors: Mapping[str, torch.Tensor]) -> "WeightWatch":
+        """A watch of a store over other `tensors`, which shares what is computed from none of them."""
+        self.renew(list(self._prints))  # lest it shares what is out of date
+        other = WeightWatch(self.store.rebound(tensors))
+        known = self._prints.items()
+        other._prints = {n: p for n, p in known if other.store.bound(n) is self.store.bound(n)}
+        return other
+
     def _is_changed(self, name: str) -> bool:
         before, tensor = self._prints[name], self.store.bound(name)
         if tensor is None:
