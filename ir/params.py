@@ -188,10 +188,6 @@ class ParameterStore:
         """Names of all bound tensors that have values."""
         return [name for name in self._tensors if name not in self._released]
 
-    def released(self) -> list[str]:
-        """Names of all bound tensors that have no values any more."""
-        return list(self._released)
-
     def is_released(self, name: str) -> bool:
         """True when `name` has a shape and no values."""
         return name in self._released

@@ -53,7 +53,7 @@ def states_over(parameters: Iterable[torch.nn.Parameter]) -> list["ModelState"]:
 
 def keep_state(model: torch.nn.Module, state: "ModelState") -> None:
     """`state` is that of all graphs of `model` that are compiled with its options, for as long as the model lives."""
-    state.watch.add(state.store.released())
+    state.watch.add(state.store.released_names())
     _kept[model] = state
 
 

@@ -14,7 +14,7 @@ from itertools import cycle
 import numpy as np
 import torch
 
-from ..ir.errors import CaptureError
+from ..ir.errors import ParameterError
 from ..ir.params import ParameterStore
 from .release import is_unreadable
 
@@ -84,7 +84,7 @@ class WeightWatch:
 
     def renew(self, names: Iterable[str]) -> None:
         """Compare those of `names` that are watched in full, and have the store forget what was computed from those
-        that changed. Raises `CaptureError` when a released one was written to."""
+        that changed. Raises `ParameterError` when a released one was written to."""
         changed = {name for name in names if name in self._prints and self._is_changed(name)}
         for name in changed:
             del self._prints[name]
@@ -109,10 +109,12 @@ class WeightWatch:
             return changed or before.differs_from(tensor)
         if before.whole is None and now.address != before.address and not is_unreadable(tensor):
             if self.store.is_given(name):
-                raise CaptureError(f"parameter {name!r} came quantised and cannot be given other values: load it anew")
+                raise ParameterError(
+                    f"parameter {name!r} came quantised and cannot be given other values: load it anew"
+                )
             return True
         if before.whole is None and now.address == before.address and now.version != before.version:
-            raise CaptureError(
+            raise ParameterError(
                 f"parameter {name!r} was written to after its values had been released (release_weights): give it new "
                 "ones (`.data = values`, load_state_dict(..., assign=True)) or compile without release_weights"
             )

@@ -154,7 +154,7 @@ def test_released_names_stay_released_when_the_next_graph_passes_them_again(stor
     assert tensor is not None and store.bind("a", tensor) == "a"
     with pytest.raises(CaptureError, match="'a' was released after packing"):
         store.tensor("a")
-    assert store.original("a") is None and store.released() == ["a"]
+    assert store.original("a") is None and store.released_names() == ["a"]
     assert store.shape("a") == (4, 6) and store.shape("b") == (2, 6)
     store.replace({"a": torch.ones(4, 6)})
     assert torch.equal(store.tensor("a"), torch.ones(4, 6))

@@ -8,7 +8,7 @@ from typing import Any
 import lutra
 import pytest
 import torch
-from lutra.ir.errors import CaptureError
+from lutra.ir.errors import ParameterError
 from lutra.torch_plugin.report import states_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
@@ -209,7 +209,7 @@ def test_released_weights_take_new_values_and_say_when_they_are_written_to():
     with torch.no_grad():
         fast(x)
         released.q.weight.copy_(torch.ones(64, 64))
-        with pytest.raises(CaptureError, match=r"'q\.weight' was written to after its values had been released"):
+        with pytest.raises(ParameterError, match=r"'q\.weight' was written to after its values had been released"):
             fast(x)
 
 
