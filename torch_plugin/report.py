@@ -61,7 +61,7 @@ class GraphReport:
     def _pass_table(self) -> Table:
         table = Table(title=f"{self.phase} graph", title_justify="left", expand=True)
         for heading, ratio in (("pass", 2), ("written at", 2), ("rewrites", 4), ("left alone", 3)):
-            table.add_column(heading, ratio=ratio)
+            table.add_column(heading, ratio=ratio, overflow="fold")  # a path that is cut short names nothing
         for report in self.passes:
             left = [f"{path}: {why}" for path, why in report.left]
             more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
