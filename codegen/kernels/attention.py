@@ -26,9 +26,11 @@ HEADS_AT_ONCE = 4
 """Query heads whose sums of values fit in registers."""
 AHEAD = 32
 """Keys between the one that is read and the one that is fetched into the cache."""
-_EXCLUDED = -3.0e38
-_LEAST = -1.0e30
-"""A mask at or below it excludes a key: models write the least number of their dtype."""
+_LEAST = -3.4028234663852886e38
+"""The least finite number, which many masks write: softmax forgets such keys beside others, but not among their like.
+What is excluded is at -inf."""
+_FORGOTTEN = 1.0e30
+"""How far below the largest mask of a head a key cannot count, whatever its score."""
 
 
 @dataclass(frozen=True)
@@ -102,38 +104,52 @@ class _Admission:
         shape = (self.rows, self.groups * self.share, self.blocks * LANES)
         self._shift = T.alloc_buffer(shape, "float32", scope="global")
         self._most = T.alloc_buffer((self.rows, self.groups, self.blocks), "float32", scope="global")
+        self._tops = T.alloc_buffer((self.rows, self.groups, self.share), "float32", scope="global")
+        self._floor = T.alloc_buffer((self.rows, self.groups), "float32", scope="global")
 
     def read(self) -> None:
         """Read the mask once for all heads that share it."""
         rows = (T.parallel if self.per_batch else T.serial)(0, self.rows)
-        with rows as b, T.serial(0, self.groups) as g, T.serial(0, self.blocks) as block:
-            first = T.bind(block * LANES)
-            keys = T.ramp(first, 1, LANES)
-            T.buffer_store(self._most, T.float32(_EXCLUDED), [b, g, block])
+        with rows as b, T.serial(0, self.groups) as g:
             with T.serial(0, self.share) as r:
-                head = T.bind(g * self.share + r)
-                with T.If(first + LANES <= self.length):
-                    with T.Then():
-                        T.buffer_store(self._shift, self._value(b, head, keys, LANES), [b, head, keys])
-                    with T.Else():
-                        T.buffer_store(self._shift, constant(_EXCLUDED, LANES), [b, head, keys])
-                        with T.serial(first, self.length) as key:
-                            T.buffer_store(self._shift, self._value(b, head, key, 1), [b, head, key])
-                shift = T.bind(self._shift[b, head, keys])
-                most = T.max(self._most[b, g, block], reduce_lanes(T.max, shift, "float32", LANES))
-                T.buffer_store(self._most, most, [b, g, block])
+                T.buffer_store(self._tops, T.float32(_LEAST), [b, g, r])
+            with T.serial(0, self.blocks) as block:
+                self._read_block(b, g, block)
+            T.buffer_store(self._floor, T.float32(float("inf")), [b, g])
+            with T.serial(0, self.share) as r:
+                least = T.max(self._tops[b, g, r] - T.float32(_FORGOTTEN), T.float32(_LEAST))
+                T.buffer_store(self._floor, T.min(self._floor[b, g], least), [b, g])
+
+    def _read_block(self, b: Any, g: Any, block: Any) -> None:
+        first = T.bind(block * LANES)
+        keys = T.ramp(first, 1, LANES)
+        T.buffer_store(self._most, T.float32(-float("inf")), [b, g, block])
+        with T.serial(0, self.share) as r:
+            head = T.bind(g * self.share + r)
+            with T.If(first + LANES <= self.length):
+                with T.Then():
+                    T.buffer_store(self._shift, self._value(b, head, keys, LANES), [b, head, keys])
+                with T.Else():
+                    T.buffer_store(self._shift, constant(-float("inf"), LANES), [b, head, keys])
+                    with T.serial(first, self.length) as key:
+                        T.buffer_store(self._shift, self._value(b, head, key, 1), [b, head, key])
+            shift = T.bind(self._shift[b, head, keys])
+            most = T.bind(reduce_lanes(T.max, shift, "float32", LANES))
+            T.buffer_store(self._tops, T.max(self._tops[b, g, r], most), [b, g, r])
+            T.buffer_store(self._most, T.max(self._most[b, g, block], most), [b, g, block])
 
     def _value(self, b: Any, head: Any, key: Any, lanes: int) -> Any:
         if self.mask is None:
             return constant(0, lanes)
         admitted = self.given[b, head, 0, key]
         if self.mask.dtype == "bool":
-            return T.Select(admitted, constant(0, lanes), constant(_EXCLUDED, lanes))
+            return T.Select(admitted, constant(0, lanes), constant(-float("inf"), lanes))
         return widened(admitted, lanes)
 
     def admits(self, b: Any, g: Any, block: Any) -> Any:
-        """True when a head of group `g` may read some of the 16 keys."""
-        return self._most[b if self.per_batch else 0, g if self.per_head else 0, block] > T.float32(_LEAST)
+        """True when some of the 16 keys may count for a head of group `g`."""
+        row, group = b if self.per_batch else 0, g if self.per_head else 0
+        return self._most[row, group, block] >= self._floor[row, group]
 
     def shift(self, b: Any, head: Any, block: Any) -> Any:
         """What is added to the scores of 16 keys of a query head."""
@@ -169,13 +185,14 @@ class _Found:
         T.buffer_store(state, self.largest[first, r], [0])
         with T.serial(1, spans) as s:
             T.buffer_store(state, T.max(state[0], self.largest[first + s, r]), [0])
-        with T.serial(first, first + spans) as task, T.If(self.largest[task, r] > T.float32(_LEAST)), T.Then():
+        with T.serial(first, first + spans) as task:
             T.buffer_store(state, exp(self.largest[task, r] - state[0], 1), [1])
-            factor = T.broadcast(state[1], LANES)
-            T.buffer_store(total, total[_columns(0)] + factor * self.total[task, r, _columns(0)], [_columns(0)])
-            with T.serial(0, self.parts) as p:
-                term = factor * self.values[task, r, _columns(p)]
-                T.buffer_store(sums, sums[_columns(p)] + term, [_columns(p)])
+            with T.If(state[1] != T.float32(0)), T.Then():
+                factor = T.broadcast(state[1], LANES)
+                T.buffer_store(total, total[_columns(0)] + factor * self.total[task, r, _columns(0)], [_columns(0)])
+                with T.serial(0, self.parts) as p:
+                    term = factor * self.values[task, r, _columns(p)]
+                    T.buffer_store(sums, sums[_columns(p)] + term, [_columns(p)])
         whole = T.bind(reduce_lanes(lambda a, b: a + b, total[_columns(0)], "float32", LANES))
         T.buffer_store(state, T.Select(whole > T.float32(0), T.float32(1) / whole, T.float32(0)), [1])
         with T.serial(0, self.parts) as p:
@@ -218,9 +235,8 @@ class _Step:
         with T.serial(0, self.share) as r:
             shift = T.bind(admission.shift(self.b, self.g * self.share + r, block))
             sums = sums_of_lanes([self.products[r, key, _columns(0)] for key in range(LANES)])
-            score = T.Select(shift > constant(_LEAST, LANES), sums + shift, constant(_EXCLUDED, LANES))
             # Through a buffer: TVM's simplifier puts what `T.bind` names back into every use, and this tree has many.
-            T.buffer_store(self.weights, score, [r, _columns(0)])
+            T.buffer_store(self.weights, sums + shift, [r, _columns(0)])
             score = T.bind(self.weights[r, _columns(0)])
             old = T.bind(found.largest[task, r])
             T.buffer_store(found.largest, T.max(old, reduce_lanes(T.max, score, "float32", LANES)), [task, r])

@@ -198,8 +198,9 @@ def gelu_tanh(x: Expr, lanes: int) -> Expr:
 
 
 def relu(x: Expr, lanes: int) -> Expr:
-    """`max(x, 0)`."""
-    return T.max(x, constant(0.0, lanes))
+    """`max(x, 0)`; NaN stays."""
+    x = T.bind(x)
+    return T.Select(x < constant(0.0, lanes), constant(0.0, lanes), x)
 
 
 ACTIVATIONS: dict[str, Callable[[Expr, int], Expr]] = {

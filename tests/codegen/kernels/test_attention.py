@@ -97,5 +97,32 @@ def test_a_head_without_keys_gives_zeros(attend, target, length):
     assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("length", [5, 40, SPAN + 40])
+def test_large_finite_masks_count_among_their_like(attend, target, length):
+    """Softmax of equal numbers is their mean, however small they are; only -inf excludes."""
+    q, (k, v) = torch.randn(2, 4, 1, 32), torch.randn(2, 2, 2, length, 32)
+    least = torch.finfo(torch.float32).min
+    mask = torch.full((2, 4, 1, length), least)
+    mask[0, 1, :, -2] = -1e30  # beside such numbers this one is all
+    mask[0, 2, :, 1:4] = 0
+    mask[1, 0, :, : length // 2] = -float("inf")
+    mask[1, 1, :, 3] = -1e30
+    mask[1, 1, :, 4] = -1.00001e30
+    got = attend(target, q, k, v, mask).view(2, 4, 32)
+    wide = v.repeat_interleave(2, 1)
+    assert_close(got[0, 0], wide[0, 0].double().mean(0))
+    assert_close(got[0, 1], wide[0, 1, -2].double())
+    assert_close(got[1, 0], wide[1, 0, length // 2 :].double().mean(0))
+    assert_close(got[1, 1], wide[1, 1, 3].double())
+    assert_close(got[0, 2], expected(q, k[:, :, 1:4], v[:, :, 1:4], None, 0.2).view(2, 4, 32)[0, 2])
+
+
+def test_what_is_no_number_is_not_hidden(attend, target):
+    q, (k, v) = torch.randn(1, 4, 1, 16), torch.randn(2, 1, 2, 40, 16)
+    q[0, 0], k[0, 1, 7], v[0, 1, 20, 3] = float("nan"), float("inf"), float("nan")
+    got = attend(target, q, k, v).view(4, 16)
+    assert got[0].isnan().all() and not got[1].isnan().any() and got[2, 3].isnan()
+
+
 def test_heads_that_are_no_multiple_of_sixteen_are_left_to_the_library():
     assert decode_attention(4, 2, 24, "float32", 1.0, None) is None
