@@ -60,10 +60,21 @@ def _torch_call(text: str, *values: Any) -> Any:
 
 
 def _linear(bias: bool, residual: bool) -> Callable[..., None]:
-    """`out = x W^T (+ bias) (+ residual)`; x `[M, K]`, W `[N, K]`, converted to x's dtype if it has another."""
+    """`out = x W^T (+ bias) (+ residual)`; x `[M, K]`, W `[N, K]`, converted to x's dtype if it has another. W may be
+    several matrices, whose rows follow each other."""
 
     def run(*values: Any) -> None:
-        x, weight, *extra, out = (_to_torch(v) for v in values)
+        x, *rest, out = (_to_torch(v) for v in values)
+        count = len(rest) - bias - residual
+        extra, first = rest[count:], 0
+        for weight in rest[:count]:
+            part = slice(first, first + len(weight))
+            product(x, weight, extra[0][part] if bias else None, out[:, part])
+            first += len(weight)
+        if residual:
+            out.add_(extra[-1])
+
+    def product(x: torch.Tensor, weight: torch.Tensor, added: torch.Tensor | None, out: torch.Tensor) -> None:
         n, k = weight.shape
         rows = min(scratch_rows(k, 4), n) if x.dtype is torch.float32 and n else max(n, 1)
         scratch = None if weight.dtype == x.dtype else torch.empty(rows, k, dtype=x.dtype)
@@ -72,9 +83,7 @@ def _linear(bias: bool, residual: bool) -> Callable[..., None]:
             matrix = weight[part]
             if scratch is not None:
                 matrix = scratch[: len(matrix)].copy_(matrix)
-            _product(x, matrix, extra[0][part] if bias else None, out[:, part])
-        if residual:
-            out.add_(extra[-1])
+            _product(x, matrix, added[part] if added is not None else None, out[:, part])
 
     return run
 

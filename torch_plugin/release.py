@@ -13,6 +13,7 @@ import torch
 from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
 from ..ir.params import ParameterStore
+from ..ir.rewriting import quantized_format
 
 _fillers: dict[torch.dtype, torch.Tensor] = {}
 _MARKED_BYTES = 1 << 14
@@ -26,8 +27,10 @@ def release_originals(store: ParameterStore, graphs: Iterable[Graph]) -> list[st
 
     A released `nn.Parameter` keeps shape, strides and dtype (compiled graphs are guarded on them) but shares one
     buffer, which begins with NaN, with all the others: eager use shows at once instead of giving a wrong answer."""
-    read = {op.sym.value for graph in graphs for op in graph.operations if isinstance(op, ParamOp)}
-    plain = {name for name in read if store.original(name) is not None}
+    read = [op for graph in graphs for op in graph.operations if isinstance(op, ParamOp)]
+    plain = {op.sym.value for op in read if store.original(op.sym.value) is not None}
+    # Products read each part of a stack where it lies.
+    plain |= {part for op in read if quantized_format(op.out.type) is None for part in store.parts(op.sym.value)}
     tensors = {name: tensor for name in store.originals() if (tensor := store.original(name)) is not None}
     gone = store.release(keep=plain)
     for name in sorted(gone, key=lambda n: -tensors[n].numel()):  # the largest first: one filler then serves all

@@ -96,7 +96,8 @@ def weights_resident(graphs: Iterable[Graph]) -> int:
         store = graph.store
         packed[id(store)] = store.packed_bytes()
         plain += [tensor for name in store.originals() if (tensor := store.original(name)) is not None]
-        plain += [store.keep(op.sym.value) for op in graph.operations if _is_plain(op)]
+        read = [op.sym.value for op in graph.operations if _is_plain(op)]
+        plain += [store.keep(part) for name in read for part in store.parts(name) or (name,)]
     return sum(packed.values()) + tensor_bytes(plain)
 
 

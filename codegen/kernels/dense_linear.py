@@ -23,10 +23,18 @@ ROWS_OF_X = 4
 
 @cache
 def dense_linear(
-    m: int, n: int, k: int, weight_dtype: str, dtype: str, bias: str | None, residual: bool
+    m: int,
+    n: int,
+    k: int,
+    weight_dtype: str,
+    dtype: str,
+    bias: str | None,
+    residual: bool,
+    parts: tuple[int, ...] = (),
 ) -> tirx.PrimFunc | None:
     """`out[m, n] = round(x[m, k] W[n, k]^T) (+ bias[n]) (+ residual[m, n])`, accumulated in float32.
 
+    parts: rows of each of several matrices that W is made of, each an argument of its own where it lies: n in sum.
     `weight_dtype`: float32, float16 or bfloat16 (the weight is passed as uint16). `dtype`: of x, residual and out.
     None where k is no multiple of 32: a library product is used there."""
     chunk = 2 * LANES if weight_dtype == "bfloat16" else LANES
@@ -34,7 +42,7 @@ def dense_linear(
         return None
     packed = weight_dtype == "bfloat16"
     stored = "uint16" if packed else weight_dtype
-    blocks = -(-n // ROWS)
+    parts = parts or (n,)
 
     def weight_columns(weight: Any, row: Any, column: Any) -> list[Any]:
         """The columns `column...` of a row as float32 vectors: even and odd ones for bfloat16."""
@@ -45,43 +53,47 @@ def dense_linear(
         odd = words & T.broadcast(T.uint32(0xFFFF0000), LANES)
         return [T.reinterpret("float32x16", even), T.reinterpret("float32x16", odd)]
 
-    def step(weight: Any, x: Any, acc: Any, block: Any, rows: range, c: Any) -> None:
+    def step(weight: Any, x: Any, acc: Any, block: Any, size: int, rows: range, c: Any) -> None:
         for row in range(ROWS):
-            parts = weight_columns(weight, T.min(block * ROWS + row, n - 1), c * chunk)
+            columns = weight_columns(weight, T.min(block * ROWS + row, size - 1), c * chunk)
             for number, i in enumerate(rows):
                 value = acc[number * ROWS + row, T.ramp(0, 1, LANES)]
-                for half, part in enumerate(parts):
+                for half, part in enumerate(columns):
                     value = value + part * x[i, half, T.ramp(c * LANES, 1, LANES)]
                 T.buffer_store(acc, value, [number * ROWS + row, T.ramp(0, 1, LANES)])
 
-    def finish(acc: Any, out: Any, extra: list[Any], block: Any, rows: range) -> None:
+    def finish(acc: Any, out: Any, extra: list[Any], block: Any, first: int, size: int, rows: range) -> None:
         for row in range(ROWS):
-            with T.If(block * ROWS + row < n), T.Then():
+            with T.If(block * ROWS + row < size), T.Then():
                 for number, i in enumerate(rows):
-                    column, lanes = block * ROWS + row, acc[number * ROWS + row, T.ramp(0, 1, LANES)]
+                    column, lanes = first + block * ROWS + row, acc[number * ROWS + row, T.ramp(0, 1, LANES)]
                     value = rounded(reduce_lanes(lambda a, b: a + b, lanes, "float32", LANES), dtype, 1)
                     for position, operand in enumerate(extra):
                         added = operand[column] if bias and position == 0 else operand[i, column]
                         value = rounded(value + widened(added, 1), dtype, 1)
                     T.buffer_store(out, T.Cast(dtype, value), [i, column])
 
-    def body(x: Any, weight: Any, *rest: Any) -> None:
-        *extra, out = rest
-        halves = chunk // LANES
-        spread = T.alloc_buffer((m, halves, k // halves), "float32", scope="global")
-        with T.serial(0, m) as i, T.serial(0, k // chunk) as c, T.serial(0, LANES) as lane:
-            for half in range(halves):
-                source = c * chunk + (2 * lane + half if packed else lane)
-                T.buffer_store(spread, T.Cast("float32", x[i, source]), [i, half, c * LANES + lane])
-        with T.parallel(0, blocks) as block:
+    def product(weight: Any, x: Any, out: Any, extra: list[Any], first_column: int, size: int) -> None:
+        with T.parallel(0, -(-size // ROWS)) as block:
             acc = T.alloc_buffer((min(m, ROWS_OF_X) * ROWS, LANES), "float32")
             for first in range(0, m, ROWS_OF_X):
                 rows = range(first, min(first + ROWS_OF_X, m))
                 for index in range(len(rows) * ROWS):
                     T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
                 with T.serial(0, k // chunk) as c:
-                    step(weight, spread, acc, block, rows, c)
-                finish(acc, out, extra, block, rows)
+                    step(weight, x, acc, block, size, rows, c)
+                finish(acc, out, extra, block, first_column, size, rows)
+
+    def body(x: Any, *rest: Any) -> None:
+        weights, (*extra, out) = rest[: len(parts)], rest[len(parts) :]
+        halves = chunk // LANES
+        spread = T.alloc_buffer((m, halves, k // halves), "float32", scope="global")
+        with T.serial(0, m) as i, T.serial(0, k // chunk) as c, T.serial(0, LANES) as lane:
+            for half in range(halves):
+                source = c * chunk + (2 * lane + half if packed else lane)
+                T.buffer_store(spread, T.Cast("float32", x[i, source]), [i, half, c * LANES + lane])
+        for number, (weight, size) in enumerate(zip(weights, parts, strict=True)):
+            product(weight, spread, out, extra, sum(parts[:number]), size)
 
     extra = [*([((n,), bias)] if bias else []), *([((m, n), dtype)] if residual else [])]
-    return kernel([((m, k), dtype), ((n, k), stored), *extra, ((m, n), dtype)], body)
+    return kernel([((m, k), dtype), *(((size, k), stored) for size in parts), *extra, ((m, n), dtype)], body)

@@ -25,6 +25,7 @@ from ..targets.base import Activations, Family
 from .builder import Deferred, Lowering
 from .registry import DECLINED, lowers
 from .symbols import dtype_name
+from .views import read_in_parts
 
 SMALL_M = 16
 """Rows up to which our own kernel multiplies by floating-point weights: it reads them once."""
@@ -67,17 +68,23 @@ def _dense(low: Lowering, op: Any) -> Any:
     x = low.flat(low[op.x], rows, k)
     bias = dtype_name(low.dtype(op.bias)) if op.bias is not None else None
     extra = _epilogue(low, op, rows, n)
+    stacked = read_in_parts(low, op.weight)
+    names = low.graph.store.parts(symbol) if stacked else () if symbol is None else (symbol,)
+    parts = [(name, low.graph.store.shape(name)[0] if stacked else n) for name in names]
     function = None
-    if symbol is not None and isinstance(rows, int) and rows <= SMALL_M and dtype in FLOATS and weight_dtype in FLOATS:
-        function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None)
-    if symbol is not None and function is not None:
+    if parts and isinstance(rows, int) and rows <= SMALL_M and dtype in FLOATS and weight_dtype in FLOATS:
+        sizes = tuple(size for _, size in parts)
+        function = dense_linear(rows, n, k, weight_dtype, dtype, bias, op.residual is not None, sizes)
+    if function is not None:
         view = low.bits_view(low.dtype(op.weight))
-        weight = low.weight(symbol, (n, k), low.dtype(op.weight), view)
-        result = low.kernel("dense_linear", function, [x, weight, *extra], type_)
+        weights = [low.weight(part, (size, k), low.dtype(op.weight), view) for part, size in parts]
+        result = low.kernel("dense_linear", function, [x, *weights, *extra], type_)
     else:
         compute = low.target.product_dtype(dtype)
         name = "linear" + ("_bias" if op.bias is not None else "") + ("_residual" if op.residual is not None else "")
-        result = low.library(name, [_for_product(low, op.x, k, compute), low[op.weight], *extra], type_)
+        own = [low.weight(part, (size, k), low.dtype(op.weight)) for part, size in parts] if stacked else []
+        weights = own or [low[op.weight]]
+        result = low.library(name, [_for_product(low, op.x, k, compute), *weights, *extra], type_)
     return low.reshape(result, low.sizes(out))
 
 

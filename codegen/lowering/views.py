@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from tvm import relax, tirx
 
-from ...ir.rewriting import constant, constant_list, literal
+from ...ir.rewriting import constant, constant_list, literal, parameter_symbol
 from ..kernels.indexing import embedding, gather, index
 from .builder import Lowering, is_size, is_tensor
 from .pointwise import cast, filled
@@ -288,11 +288,18 @@ for _kind in ("int", "float", "bool", "str", "none", "number", "device"):
     lowers(f"torch.constant.{_kind}")(_constant_value)
 
 
+def read_in_parts(low: Lowering, value: Any) -> bool:
+    """True for a matrix stacked of several weights that only products read: from each where it lies."""
+    if not low.graph.store.parts(parameter_symbol(value)) or len(low.sizes(value)) != 2:
+        return False
+    return all(use.owner.name == "lutra.linear" and use.owner.operands[1] == value for use in value.uses)
+
+
 @lowers("lutra.param")
 def _param(low: Lowering, op: Any) -> Any:
     """A plain parameter; of a quantised one its consumers ask for the buffers that they read."""
     symbol, out = op.sym.value, op.operation.results[0]
-    if not str(out.type).startswith("!torch"):
+    if not str(out.type).startswith("!torch") or read_in_parts(low, out):
         return symbol
     return low.weight(symbol, low.sizes(out), low.dtype(out))
 

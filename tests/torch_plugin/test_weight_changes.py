@@ -144,6 +144,19 @@ def test_every_way_of_changing_weights_is_seen_at_the_next_call(recipe: Any):
     assert len(graph.executables()) == 1
 
 
+def test_merged_projections_are_read_where_they_lie():
+    model, x = Layer(), torch.randn(4, 64)
+    places = [p.data_ptr() for p in model.parameters()]
+    fast = compiled(model, "none")
+    with torch.no_grad():
+        fast(x)
+    assert [p.data_ptr() for p in model.parameters()] == places
+    (graph,) = [g for s in states_of(model) for g in s.graphs]
+    read = {weight.data_ptr() for weight in graph.executable._weights}
+    assert {model.q.weight.data_ptr(), model.k.weight.data_ptr()} <= read
+    assert all(weight.numel() <= model.q.weight.numel() for weight in graph.executable._weights)
+
+
 def test_a_change_repacks_what_it_touched_and_nothing_is_left_of_before():
     model, x = Layer(), torch.randn(4, 64)
     fast = compiled(model)

@@ -45,6 +45,14 @@ def test_dense_linear_is_the_product_with_its_epilogue(dtype, m, n, k, bias, res
     assert_close(got, expected, dtype)
 
 
+def test_dense_linear_reads_a_stack_from_its_parts():
+    sizes, x, bias = (8, 3, 21), torch.randn(2, 64), torch.randn(32)
+    parts = [torch.randn(n, 64) for n in sizes]
+    function = dense_linear(2, 32, 64, "float32", "float32", "float32", False, sizes)
+    got = run(function, x, *parts, bias, torch.empty(2, 32))
+    assert_close(got, x.double() @ torch.cat(parts).double().T + bias, torch.float32)
+
+
 def test_dense_linear_leaves_odd_widths_to_the_library():
     assert dense_linear(1, 8, 33, "float32", "float32", None, False) is None
 
