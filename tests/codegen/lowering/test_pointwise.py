@@ -136,8 +136,7 @@ def test_arithmetic_is_torchs_to_the_last_bit(agree, dtype: torch.dtype):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_functions_have_the_right_limits(agree, dtype: torch.dtype):
-    # TVM's tanh of float32, a quotient of polynomials, is off by up to 50 units in the last place
-    agree(FUNCTIONS, pairs(dtype)[0], ulps=64 if dtype is torch.float32 else 1)
+    agree(FUNCTIONS, pairs(dtype)[0], ulps=8 if dtype is torch.float32 else 1)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[:1])
@@ -148,6 +147,11 @@ def test_trigonometric_functions_and_gelu(agree, dtype: torch.dtype):
     agree(
         {"gelu": lambda x: F.gelu(x) + 1, "gelu tanh": lambda x: F.gelu(x, approximate="tanh") + 1}, moderate, ulps=16
     )
+
+
+def test_tanh_is_as_exact_near_zero(agree):
+    x = torch.cat([torch.logspace(-30, 1, 2000), torch.linspace(0, 0.3, 3001)])
+    agree({"tanh": lambda x: torch.tanh(x), "of negatives": lambda x: torch.tanh(-x)}, x, ulps=4)
 
 
 def test_a_cast_that_the_user_wrote_is_kept(agree):
