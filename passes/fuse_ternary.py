@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..ir.errors import QuantizationError
 from ..ir.parameter_expression import ParameterExpression
 from ..ir.params import ParameterStore
 from ..ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat
@@ -46,12 +47,20 @@ _SCALED = "@ternary-scaled"
 
 @dataclass(frozen=True)
 class _Ternary:
-    """What `expression` gives, as ternary codes with scales of 1; `constant` is taken out."""
+    """What `expression` gives, as ternary codes with scales of 1; its magnitude, 1 if `unit`, is taken out."""
 
     expression: ParameterExpression
+    unit: bool
 
     def __call__(self, *values: torch.Tensor) -> QuantizedWeight:
         weight = self.expression(*values)
+        largest = weight.abs().amax()
+        # It may have been written to since the graph was compiled.
+        if not torch.equal(weight, weight.sign() * largest) or (self.unit and largest != 1):
+            raise QuantizationError(
+                f"{self.expression.sources[0]} was ternary when the model was compiled and is not any more: compile "
+                "it again (torch._dynamo.reset())"
+            )
         codes = (weight.sign() + 1).to(torch.uint8)
         return QuantizedWeight(codes, torch.ones(len(codes), 1, dtype=torch.float16), None, FORMAT)
 
@@ -150,7 +159,7 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
     name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
     if name in store:
         name = expression.name + name[len(expression.sources[0]) :]
-    store.derive(name, expression.sources, _Ternary(expression))
+    store.derive(name, expression.sources, _Ternary(expression, bool(largest == 1)))
     if largest != 1:
         store.derive(f"{name}-constant", expression.sources, _Constant(expression))
     store.choices[key] = name, FORMAT

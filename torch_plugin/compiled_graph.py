@@ -16,8 +16,8 @@ from .weight_watch import WeightWatch
 if TYPE_CHECKING:
     from .model_state import ModelState
 
-_PIECES = {"decode": 1, "prefill": 64, "encode": 64}
-"""How much of the weights whose values were copied is compared in full at each call, in 256 KB: see `weight_watch`."""
+_PIECES = {"decode": 1, "prefill": 256, "encode": 256}
+"""How much of the weights whose values were copied is compared in full at each call, in 64 KB: see `weight_watch`."""
 
 
 class _Binding:
