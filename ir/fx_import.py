@@ -67,6 +67,7 @@ def _import(
     with suppress(NotImplementedError):  # what cannot be written as indexing stays with torch
         rewrite_as_strided(gm.graph)
     _constants_to_parameters(gm, store)
+    _equality_as_torch_means_it(gm)
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     arguments: list[tuple[int, str, bool]] = []
     bound: dict[int, str] = {}
@@ -170,6 +171,20 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
         name = store.bind(f"constant.{hashlib.sha256(content).hexdigest()[:16]}", data)
         node.meta[PARAMETER_META] = store.derive(f"{name}@encoded", [name], encode) if is_foreign(data.dtype) else name
         node.meta.setdefault("val", value)
+
+
+def _equality_as_torch_means_it(gm: fx.GraphModule) -> None:
+    """Equality of floats as not being unequal: MLIR folds `x == x` to true, which it is not for NaN."""
+    for node in list(gm.graph.nodes):
+        if node.target is not torch.ops.aten.eq.Tensor:
+            continue
+        values = [n.meta.get("val") for n in node.all_input_nodes]
+        if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in values):
+            with gm.graph.inserting_after(node):
+                negated = gm.graph.call_function(torch.ops.aten.logical_not.default, (node,))
+            negated.meta = dict(node.meta)
+            node.replace_all_uses_with(negated, delete_user_cb=lambda user, negated=negated: user is not negated)
+            node.target = torch.ops.aten.ne.Tensor
 
 
 def _symbol(value: Any) -> sympy.Expr | None:

@@ -209,6 +209,8 @@ def test_values_that_the_ir_cannot_hold_stay_with_torch(function: Callable[..., 
 
 def test_foreign_arguments_results_and_buffers_cross_as_they_are():
     class Turned(nn.Module):
+        table: torch.Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("table", torch.polar(torch.ones(8), torch.randn(8)))

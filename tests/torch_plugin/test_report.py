@@ -70,7 +70,8 @@ def test_different_options_and_shapes_have_reports_of_their_own(tmp_path: Path):
     with torch.no_grad():
         compile_(model, tmp_path)(torch.randn(3, 64))
         quantised = {"lutra": 1, "name": "q", "passes": [{"fuse": {}}, {"quantize-weights": {"group_size": 64}}]}
-        torch.compile(model, backend="lutra", options={"cache_dir": tmp_path, "recipe": quantised})(torch.randn(3, 64))
+        options: Any = {"cache_dir": tmp_path, "recipe": quantised}
+        torch.compile(model, backend="lutra", options=options)(torch.randn(3, 64))
     assert sorted(len(report.passes) for report in lutra.reports(model)) == [1, 2]
     assert {report.packed_bytes > 0 for report in lutra.reports(model)} == {False, True}
 

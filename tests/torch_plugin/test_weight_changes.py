@@ -18,6 +18,8 @@ class Layer(nn.Module):
     """Projections of one input, a gate, a table, a buffer and a tied product: plain, stacked, transposed and packed
     weights."""
 
+    shift: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k = nn.Linear(64, 64), nn.Linear(64, 32)
@@ -40,7 +42,8 @@ QUANTISED = {"lutra": 1, "name": "r", "passes": [{"fuse": {}}, {"quantize-weight
 
 
 def compiled(model: nn.Module, recipe: Any = None, **options: Any) -> Any:
-    return torch.compile(model, backend="lutra", options={"recipe": recipe or QUANTISED, **options}, dynamic=False)
+    given: Any = {"recipe": recipe or QUANTISED, **options}
+    return torch.compile(model, backend="lutra", options=given, dynamic=False)
 
 
 def scale_data(model: Layer) -> None:

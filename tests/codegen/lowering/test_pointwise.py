@@ -23,6 +23,8 @@ def pairs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 COMPARISONS = {
     "x != x": lambda x, y: x != x,
+    "x == x": lambda x, y: x == x,
+    "x == x.clone()": lambda x, y: x == x.clone(),
     "x <= x": lambda x, y: x <= x,
     "x >= x": lambda x, y: x >= x,
     "x != x + 0": lambda x, y: x != x + 0,
