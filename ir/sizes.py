@@ -29,12 +29,14 @@ Described = SymbolicValue | tuple[Any, ...] | None
 
 
 def describe(value: Any) -> Described:
-    """A tensor, a number, or a list of them, fake or not."""
+    """A tensor, a whole number, a float that follows from sizes, or a list of them, fake or not.
+
+    Floats that are constants stay what they are: sympy knows no negative zero."""
     if isinstance(value, torch.Tensor):
         return SymbolicValue(tuple(map(expression, value.shape)), value.dtype)
     if isinstance(value, list | tuple):
         return tuple(map(describe, value))
-    if isinstance(value, torch.SymInt | torch.SymFloat | int | float) and not isinstance(value, bool):
+    if isinstance(value, torch.SymInt | torch.SymFloat | int) and not isinstance(value, bool):
         return SymbolicValue(number=expression(value))
     return None
 
@@ -43,7 +45,7 @@ def expression(number: Any) -> sympy.Expr:
     """A number that torch may know as a symbol only."""
     if isinstance(number, torch.SymInt | torch.SymFloat):
         return number.node.expr
-    return sympy.Integer(number) if isinstance(number, int) else sympy.Float(number)
+    return sympy.Integer(number)
 
 
 def expressions(value: Described) -> Iterator[sympy.Expr]:

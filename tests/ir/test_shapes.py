@@ -81,9 +81,9 @@ def run(captured: Any, function: Callable[..., Any], *arguments: Any) -> Graph:
 FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "a sum of sizes": (lambda x, y: torch.cat([x, y]), (torch.randn(5, 6), torch.randn(4, 6))),
     "a multiple": (lambda x: torch.arange(x.shape[0] * 4)[:: 2 * 2] + x[0, 0], (torch.randn(5, 6),)),
-    "the smaller of two sizes": (lambda x, y: x[: y.shape[0]], (torch.randn(9, 2), torch.randn(3, 2))),
-    "a size that must be a multiple of four": (lambda x: x.reshape(x.shape[0] // 4, 4, -1), (torch.randn(8, 3),)),
-    "windows of even size": (lambda x: x.view(-1, x.shape[1] // 2), (torch.randn(5, 6),)),
+    "the smaller of two sizes": (lambda x, y: x[: y.shape[0]] + 1, (torch.randn(9, 2), torch.randn(3, 2))),
+    "a size that must be a multiple of four": (lambda x: x.reshape(x.shape[0] // 4, 4, -1) + 1, (torch.randn(8, 3),)),
+    "windows of even size": (lambda x: x.view(-1, x.shape[1] // 2) + 1, (torch.randn(5, 6),)),
     "padding by a symbolic amount": (
         lambda x, y: nn.functional.pad(x, (0, y.shape[0] - x.shape[0])),
         (torch.randn(3, 4), torch.randn(9)),
@@ -97,7 +97,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         (torch.randn(5, 4), torch.randn(10, 4)),
     ),
     "an argument's value": (lambda x, n: torch.arange(n)[: x.shape[0]] + x[0, 0], (torch.randn(5, 6), 9)),
-    "a rounded part of a size": (lambda x: x[: math.ceil(x.shape[0] * 0.5)], (torch.randn(5, 4),)),
+    "a rounded part of a size": (lambda x: x[: math.ceil(x.shape[0] * 0.5)] + 1, (torch.randn(5, 4),)),
     "upsampling by a fraction": (lambda x: nn.functional.interpolate(x, scale_factor=1.5), (torch.randn(1, 3, 5, 6),)),
     "a number that is no size": (lambda x: x * (x.shape[0] ** 0.5) + x.shape[1] / 3, (torch.randn(5, 6),)),
     "the larger of two sizes": (
