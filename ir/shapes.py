@@ -124,6 +124,8 @@ class _Inference:
                 return list(described)
         if operation.name in ("torch.prim.ListConstruct", "torch.prim.TupleConstruct"):
             return [tuple(self.described[value] for value in operation.operands)]
+        if operation.name in _ROWS_OF_FIRST and (like := self._rows_of_first(operation, types[0])) is not None:
+            return [like]
         if not types or all(not str(type_).startswith(_DESCRIBED_TYPES) for type_ in types):
             return [None] * len(types)
         call, slots = OperatorCall.of(op)
@@ -131,6 +133,16 @@ class _Inference:
         if call.reads_data or key not in self._calls:
             self._calls[key] = self._run(operation, call, slots, types)
         return self._calls[key]
+
+    def _rows_of_first(self, operation: Any, type_: Any) -> Described:
+        """The sizes of the first operand with features that the type knows; None where it does not."""
+        first, tensor = self.described[operation.operands[0]], as_tensor_type(type_)
+        shape = first.shape if isinstance(first, SymbolicValue) else None
+        if shape is None or tensor is None or tensor.shape[-1] is None:
+            return None
+        if operation.name == "lutra.attention" and len(tensor.shape) == 3:  # heads merged
+            shape = (shape[0], shape[2], shape[3])
+        return _of_type(SymbolicValue(shape, tensor.dtype), type_) if len(shape) == len(tensor.shape) else None
 
     def _run(self, operation: Any, call: OperatorCall, slots: list[Any], types: list[Any]) -> list[Described]:
         """The call on fake tensors; values as unknown as their types where only data decides."""
@@ -208,6 +220,17 @@ class _Inference:
         return number if number.is_number else self.environment.replace(number)
 
 
+_ROWS_OF_FIRST = {
+    "lutra.attention",
+    "lutra.gated_mlp",
+    "lutra.kv_update",
+    "lutra.layer_norm",
+    "lutra.linear",
+    "lutra.rms_norm",
+    "lutra.rope",
+    "lutra.split",
+}
+"""Operations with a row of features for each row of their first operand: nothing has to be run to say so."""
 _DESCRIBED_TYPES = ("!torch.vtensor", "!torch.tensor", "!torch.int", "!torch.float", "!torch.number", "!torch.list")
 """Of any other value (a string, none, a device, a truth value) there is nothing to say."""
 
