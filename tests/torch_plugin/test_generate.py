@@ -175,3 +175,37 @@ def test_a_decode_step_needs_no_memory_as_large_as_a_cache(earlier: tuple[int, .
             fast(tokens[:, 7:], past_key_values=cache)
     assert tensors(cache)[0].nbytes == 2**26  # more than malloc ever keeps for itself
     assert peak.bytes - before < 2**25
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tf.MistralConfig(**SIZES, sliding_window=6),
+        tf.Gemma2Config(**SIZES, sliding_window=6, head_dim=16, query_pre_attn_scalar=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_windows_that_slide_over_a_dynamic_cache_give_eagers_tokens(config: Any):
+    """The window is passed by prompt and by steps; sizes are maxima and have ranges without an end."""
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config).eval()
+    tokens, keywords = prompt(9) % 128, {"max_new_tokens": 14, "min_new_tokens": 14, "do_sample": False}
+    with torch.no_grad():
+        expected = model.generate(tokens, attention_mask=torch.ones_like(tokens), **keywords)
+        model.forward = torch.compile(model.forward, backend="lutra")
+        got = model.generate(tokens, attention_mask=torch.ones_like(tokens), **keywords)
+    torch.testing.assert_close(got, expected)
+    assert lutra.reports(model) and all(report.fell is None for report in lutra.reports(model))

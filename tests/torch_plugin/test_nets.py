@@ -229,3 +229,42 @@ def test_foreign_arguments_results_and_buffers_cross_as_they_are():
         torch.testing.assert_close(ours, theirs)
         model.table.mul_(1j)
         torch.testing.assert_close(fast(x, ours), model(x, theirs))
+
+
+class Lists(nn.Module):
+    """Parameters and buffers inside lists of operands."""
+
+    index: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(7, 4))
+        self.register_buffer("index", torch.tensor([[0, 6], [3, 3]]))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return (
+            x[self.index],
+            self.table[self.index] + 1,
+            torch.cat([self.table, x]),
+            torch.stack([self.table, self.table]),
+        )
+
+
+def test_parameters_inside_lists_are_read_as_parameters():
+    model, x = Lists(), torch.randn(7, 4)
+    fast = torch.compile(model, backend="lutra", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(fast(x), model(x))
+            model.table.data.mul_(2)
+    assert all(report.fell is None for report in lutra.reports(fast))
+
+
+def test_jagged_and_sparse_arguments_give_eagers_answer():
+    jagged = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(5, 4)], layout=torch.jagged)
+    sparse = torch.eye(4).to_sparse()
+    x = torch.randn(4, 4)
+    with torch.no_grad():
+        got = torch.compile(lambda n: n * 2 + 1, backend="lutra")(jagged)
+        torch.testing.assert_close(got.values(), jagged.values() * 2 + 1)
+        torch.testing.assert_close(torch.compile(lambda s, x: s @ x + 1, backend="lutra")(sparse, x), sparse @ x + 1)
