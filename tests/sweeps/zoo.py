@@ -42,7 +42,7 @@ class ModelJudge:
         except Exception as error:
             return "excluded", f"does not build: {reason(error)}"
         if isinstance(expected["forward"], Exception):
-            return "excluded", f"eager: {reason(expected['logits'])}"
+            return "excluded", f"eager: {reason(expected['forward'])}"
         model, actual = compiled(name, "lutra")
         outcome, detail = judged(expected, actual)
         if outcome != "right":
@@ -54,9 +54,10 @@ class ModelJudge:
         if not graphs:
             return "nets", "no graph ran on lutra"
         fallbacks = sorted({operator for graph in graphs for operator in graph.fallbacks})
-        notes = [f"torch operators: {', '.join(fallbacks)}"] if fallbacks else []
+        fallen = [f"torch ran a whole {graph.phase} graph: {graph.fell}" for graph in graphs if graph.fell is not None]
+        notes = [*fallen, *([f"torch operators: {', '.join(fallbacks)}"] if fallbacks else [])]
         notes += [f"{what} raises in eager" for what, answer in expected.items() if isinstance(answer, Exception)]
-        return ("nets" if fallbacks else "right"), "; ".join(notes)
+        return ("nets" if fallbacks or fallen else "right"), "; ".join(notes)
 
 
 def compiled(name: str, backend: str) -> tuple[Any, dict[str, Any]]:
