@@ -4,6 +4,7 @@ A user's mistake (a recipe that cannot be followed, a weight without values) is 
 """
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,7 +49,7 @@ class TorchGraph:
     """An FX graph without what tracing noted beside it, which torch can run on the graph's arguments."""
 
     graph: fx.Graph
-    root: Any = field(repr=False)
+    attributes: dict[str, Any] = field(repr=False)
 
     @staticmethod
     def of(gm: fx.GraphModule) -> "TorchGraph":
@@ -58,11 +59,12 @@ class TorchGraph:
         for node in gm.graph.nodes:
             values[node] = graph.node_copy(node, lambda n: values[n])
             values[node].meta = {}
-        return TorchGraph(graph, gm)
+        read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        return TorchGraph(graph, {name: operator.attrgetter(name)(gm) for name in read})
 
     @cached_property
     def _module(self) -> fx.GraphModule:
-        return fx.GraphModule(self.root, self.graph)
+        return fx.GraphModule(self.attributes, self.graph)
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Results of the graph; what it updates is updated in place."""
