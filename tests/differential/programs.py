@@ -40,13 +40,15 @@ SPECIALS = ("", "", "nan", "inf", "-inf", "-0.0", "0.0", "1e-30")
 """What every fifth value of a floating-point input is set to."""
 LAYOUTS = ("{m}", "{m}.mT.contiguous().mT", "{m}[..., ::2]", "{m}[..., 1:]", "{m}[1:]", "{m}[:1].expand({m}.shape)")
 ALIASES = ("{other}", "{other}[..., 1:]", "{other}.mT", "{other}[:1]")
+GROWN = "lambda *sizes: [n + grow if n > 1 else n for n in sizes]"
 LARGEST = 1e3
 """Steps with larger results are left out: float16 would overflow in one order of operations and not in another."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """`inputs()` makes the arguments and the memory that they lie in, `program(*arguments)` computes."""
+    """`inputs(grow)` makes the arguments and the memory that they lie in, with `grow` added to every size but 0 and 1;
+    `program(*arguments)` computes. `dynamic`: compiled for any sizes, and called with two sets of them."""
 
     prepare: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -59,7 +61,8 @@ class Program:
         owners = sorted({line.split()[0] for line in self.prepare if line.startswith("m") and "view" not in line})
         comma = "," if len(self.arguments) == 1 else ""
         lines = [
-            "def inputs():",
+            "def inputs(grow):",
+            f"    grown = {GROWN}",
             *(f"    {line}" for line in ("torch.manual_seed(0)", *self.prepare)),
             f"    return ({', '.join(self.arguments)}{comma}), [{', '.join(owners)}]",
             "",
@@ -79,15 +82,21 @@ import torch.nn.functional as F
 
 {self.source()}
 
-with torch.no_grad():
-    (arguments, memory), (same, other_memory) = inputs(), inputs()
-    eager = program(*arguments)
-    lutra = torch.compile(program, backend="lutra"{options})(*same)
-for name, want, got in zip({list(self.results)}, eager, lutra):
-    print(name, "eager", want, "lutra", got, sep="\\n")
-for want, got in zip(memory, other_memory):
-    print("memory of an input", "eager", want, "lutra", got, sep="\\n")
+compiled = torch.compile(program, backend="lutra"{options})
+for grow in {self.grows}:
+    with torch.no_grad():
+        (arguments, memory), (same, other_memory) = inputs(grow), inputs(grow)
+        eager, lutra = program(*arguments), compiled(*same)
+    for name, want, got in zip({list(self.results)}, eager, lutra):
+        print(name, "eager", want, "lutra", got, sep="\\n")
+    for want, got in zip(memory, other_memory):
+        print("memory of an input", "eager", want, "lutra", got, sep="\\n")
 """
+
+    @property
+    def grows(self) -> tuple[int, ...]:
+        """What is added to sizes, call by call."""
+        return (0, 1) if self.dynamic else (0,)
 
     def functions(self) -> tuple[Any, Any]:
         names: dict[str, Any] = {"torch": torch, "F": F}
@@ -128,7 +137,7 @@ def programs(draw: st.DrawFn) -> Program:
 def assembled(inputs: Sequence[Input], steps: Sequence[tuple[str, Sequence[int]]], dynamic: bool = False) -> Program:
     """The program of those choices."""
     prepare: list[str] = []
-    names: dict[str, Any] = {"torch": torch, "F": F}
+    names: dict[str, Any] = {"torch": torch, "F": F, "grown": lambda *sizes: list(sizes)}
     arguments: list[str] = []
     torch.manual_seed(0)
     with torch.no_grad():
@@ -146,7 +155,8 @@ def assembled(inputs: Sequence[Input], steps: Sequence[tuple[str, Sequence[int]]
 def _input_lines(number: int, given: Input, earlier: Sequence[str]) -> tuple[list[str], list[str]]:
     """Statements that make the memory of an input, and ways to make the input of it: the last one always runs."""
     name, memory = f"x{number}", f"m{number}"
-    lines = [f"{memory} = {MAKERS[given.maker].format(shape=given.shape)}"]
+    shape = f"grown({', '.join(map(str, given.shape))})"
+    lines = [f"{memory} = {MAKERS[given.maker].format(shape=shape)}"]
     if given.special and given.maker in ("float32", "float64", "bfloat16", "float16"):
         lines.append(f"{memory}.view(-1)[::5] = float('{given.special}')")
     if given.alias is not None and earlier:
