@@ -20,7 +20,6 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch_mlir import ir
 from torch_mlir.extras import fx_importer as fxi
 from torch_mlir.extras.fx_as_strided import rewrite_as_strided
-from torch_mlir.passmanager import PassManager
 
 from .context import make_context
 from .errors import CaptureError
@@ -29,6 +28,7 @@ from .fx_nodes import PARAMETER_META, NodeImporter, PathContextCache, Refused
 from .fx_regions import Outlined, outline
 from .graph import UNLIMITED, Graph, GraphInput, Phase
 from .params import ParameterStore
+from .rewriting import clean_up
 from .sizes import describe
 
 
@@ -67,7 +67,9 @@ def _import(
     with suppress(NotImplementedError):  # what cannot be written as indexing stays with torch
         rewrite_as_strided(gm.graph)
     _constants_to_parameters(gm, store)
+    _without_other_names(gm)
     _equality_as_torch_means_it(gm)
+    _joins_without_empty_parts(gm)
     placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
     arguments: list[tuple[int, str, bool]] = []
     bound: dict[int, str] = {}
@@ -110,8 +112,7 @@ def _module(outlined: Outlined) -> tuple[ir.Module, dict[str, Any]]:
         with context, ir.Location.unknown(context):
             importer.import_stateless_graph(outlined.graph, func_name="main")
             importer.module.operation.verify()
-            # Dead parameters and duplicated constants go; nothing else changes.
-            PassManager.parse("builtin.module(func.func(cse,canonicalize))").run(importer.module.operation)
+            clean_up(importer.module)
     except (NotImplementedError, KeyError, AssertionError, TypeError, RuntimeError, ir.MLIRError) as error:
         raise CaptureError(f"the graph cannot be written as MLIR: {type(error).__name__}: {error}") from error
     return importer.module, cache.sizes
@@ -173,6 +174,14 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
         node.meta.setdefault("val", value)
 
 
+def _without_other_names(gm: fx.GraphModule) -> None:
+    """A value is what it is an alias of."""
+    for node in list(gm.graph.nodes):
+        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
+            node.replace_all_uses_with(node.args[0])
+            gm.graph.erase_node(node)
+
+
 def _equality_as_torch_means_it(gm: fx.GraphModule) -> None:
     """Equality of floats as not being unequal: MLIR folds `x == x` to true, which it is not for NaN."""
     for node in list(gm.graph.nodes):
@@ -185,6 +194,28 @@ def _equality_as_torch_means_it(gm: fx.GraphModule) -> None:
             negated.meta = dict(node.meta)
             node.replace_all_uses_with(negated, delete_user_cb=lambda user, negated=negated: user is not negated)
             node.target = torch.ops.aten.ne.Tensor
+
+
+def _joins_without_empty_parts(gm: fx.GraphModule) -> None:
+    """A `cat` reads what has elements: the first step over an empty cache joins nothing and something."""
+    for node in gm.graph.nodes:
+        if node.target is not torch.ops.aten.cat.default:
+            continue
+        value, dim = node.meta["val"], node.args[1] if len(node.args) > 1 else 0
+        parts = [part for part in node.args[0] if not _is_empty(part.meta["val"], dim)]
+        if len(parts) == len(node.args[0]) or any(part.meta["val"].dtype != value.dtype for part in parts):
+            continue
+        if len(parts) == 1:  # a result of the graph is a tensor of its own, as torch's `cat` is
+            node.replace_all_uses_with(parts[0], delete_user_cb=lambda user: user.op != "output")
+            node.target, node.args = torch.ops.aten.clone.default, (parts[0],)
+        elif parts:
+            node.args = (parts, dim)
+
+
+def _is_empty(value: torch.Tensor, dim: int) -> bool:
+    """For certain: nothing of `value` is in a `cat` along `dim`."""
+    size = value.shape[dim] if -value.dim() <= dim < value.dim() else value.shape[0]
+    return isinstance(size, int) and size == 0
 
 
 def _symbol(value: Any) -> sympy.Expr | None:

@@ -104,6 +104,15 @@ class NodeImporter(fxi.GraphNodeImporter):
         with loc:  # the stock importer would look for the parameter's values in the graph module
             return self._convert_type(self.resolve_node_value(arg), expected_jit_type)
 
+    def _convert_type(self, val: ir.Value, expected_type: Any, *rest: Any) -> ir.Value:
+        """A truth value where the schema has a number: that number, for nothing folds a conversion."""
+        numbers = (torch.IntType, torch.NumberType, torch.FloatType)
+        literal = val.owner if str(val.type) == "!torch.bool" and isinstance(expected_type, numbers) else None
+        if literal is None or literal.name != "torch.constant.bool":
+            return super()._convert_type(val, expected_type, *rest)
+        number = float if isinstance(expected_type, torch.FloatType) else int
+        return self._import_literal(number(ir.BoolAttr(literal.attributes["value"]).value))
+
     def _placeholder(self, node: fx.Node, argument: ir.Value) -> None:
         self.bind_node_value(node, argument)
         value = node.meta["val"]

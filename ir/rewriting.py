@@ -16,7 +16,7 @@ import torch
 from torch_mlir import ir
 from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT
 from torch_mlir.passmanager import PassManager
-from torch_mlir.rewrite import RewritePatternSet, apply_patterns_and_fold_greedily
+from torch_mlir.rewrite import GreedyRewriteConfig, RewritePatternSet, apply_patterns_and_fold_greedily
 
 from .dialect import (
     ACTIVATIONS,
@@ -81,15 +81,20 @@ def apply_patterns(graph: Graph, patterns: Mapping[str, Sequence[Pattern]], repo
                     return not changed  # the driver's convention: true means "no match"
 
                 patterns_set.add(name, adapter)
-        apply_patterns_and_fold_greedily(graph.module, patterns_set.freeze())
+        config = GreedyRewriteConfig()
+        config.enable_folding = False  # see `clean_up`
+        apply_patterns_and_fold_greedily(graph.module, patterns_set.freeze(), config)
 
 
-def clean_up(graph: Graph) -> None:
-    """Fold constants, merge duplicates, remove operations that nobody reads."""
-    with graph.module.context:
-        PassManager.parse("builtin.module(func.func(cse,canonicalize,cse))").run(graph.module.operation)
+def clean_up(module: Any) -> None:
+    """Merge duplicates, remove operations that nobody reads.
+
+    Nothing is folded: torch-mlir's folders take NaN to equal itself, and read beyond constants of one element (a
+    comparison with a number ends the process)."""
+    with module.context:
+        PassManager.parse("builtin.module(func.func(cse))").run(module.operation)
     # MLIR's dead-code elimination keeps torch operators, which declare no effects; captured graphs are functional.
-    for op in reversed(list(graph.operations)):
+    for op in reversed(list(next(iter(module.body.operations)).regions[0].blocks[0].operations)):
         operation = op.operation
         if len(operation.results) and all(not list(result.uses) for result in operation.results):
             operation.erase()

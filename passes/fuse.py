@@ -45,4 +45,4 @@ class Fuse:
         )
         for patterns in stages:
             apply_patterns(graph, patterns, context.report.count)
-            clean_up(graph)
+            clean_up(graph.module)

@@ -46,7 +46,7 @@ def run_passes(
 
         step.pass_.run(graph, PassContext(report, select, calibration))
         verify(graph, step.pass_.name)
-        clean_up(graph)
+        clean_up(graph.module)
         if dump is not None:
             dump(f"after-{step.pass_.name}.mlir", str(graph.module))
         reports.append(report)

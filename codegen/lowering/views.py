@@ -259,9 +259,18 @@ def _ones(low: Lowering, op: Any) -> Any:
     return _filled(low, op.operation.results[0], 1)
 
 
-@lowers("torch.aten.full", "torch.aten.full_like", "torch.aten.new_full", "torch.aten.scalar_tensor")
+_VALUE_AT = {
+    "torch.aten.full": 1,
+    "torch.aten.full_like": 1,
+    "torch.aten.new_full": 2,
+    "torch.aten.scalar_tensor": 0,
+    "torch.prim.NumToTensor.Scalar": 0,
+}
+
+
+@lowers(*_VALUE_AT)
 def _full(low: Lowering, op: Any) -> Any:
-    value = low[op.operation.operands[{"scalar_tensor": 0, "new_full": 2}.get(op.operation.name.split(".")[-1], 1)]]
+    value = low[op.operation.operands[_VALUE_AT[op.operation.name]]]
     if isinstance(value, bool | int | float):
         return _filled(low, op.operation.results[0], value)
     out = op.operation.results[0]
