@@ -99,7 +99,7 @@ def _import(
         environment=_environment(values),
         sizes=sizes,
         regions=outlined.regions,
-        encoded_results=outlined.encoded,
+        encoded_results={number: dtype for number, dtype in outlined.encoded.items() if number not in mutated},
     )
 
 

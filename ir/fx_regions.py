@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,8 +157,9 @@ class _Rebuilt:
         new = self._new[node] = self._graph.node_copy(node, lambda n: self._new[n])
         new.meta = dict(node.meta)
         dtype = _foreign(node)
-        if node.op == "placeholder" and dtype is not None:
+        if node.op in ("placeholder", "get_attr") and dtype is not None:
             new.meta = _meta(node, _encoded(node.meta["val"]))
+        if node.op == "placeholder" and dtype is not None:
             self.outlined.encoded_inputs[node.name] = dtype
         if node.op == "output":
             results = node.args[0] if isinstance(node.args[0], list | tuple) else [node.args[0]]
@@ -211,7 +213,7 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 
 def _encoded(value: Any) -> torch.Tensor:
-    with value.fake_mode:
+    with getattr(value, "fake_mode", nullcontext()):  # a constant is no fake
         return encode(value)
 
 
