@@ -175,11 +175,26 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
 
 
 def _without_other_names(gm: fx.GraphModule) -> None:
-    """A value is what it is an alias of."""
+    """A value is what it is an alias of: a slice of everything, of a cache of any length say, is what it is cut from."""
     for node in list(gm.graph.nodes):
-        if node.target in (torch.ops.aten.alias.default, torch.ops.aten.detach.default):
+        if node.target in _OTHER_NAMES or (node.target in _OF_EQUAL_SHAPE and _same_shape(node, node.args[0])):
             node.replace_all_uses_with(node.args[0])
             gm.graph.erase_node(node)
+
+
+_OTHER_NAMES = {torch.ops.aten.alias.default, torch.ops.aten.detach.default}
+_OF_EQUAL_SHAPE = {
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+}
+"""Views that are the whole where they have its shape."""
+
+
+def _same_shape(one: fx.Node, other: Any) -> bool:
+    shapes = [_symbolic_shape(node.meta["val"]) for node in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def _equality_as_torch_means_it(gm: fx.GraphModule) -> None:
