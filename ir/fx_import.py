@@ -175,7 +175,7 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
 
 
 def _without_other_names(gm: fx.GraphModule) -> None:
-    """A value is what it is an alias of: a slice of everything, of a cache of any length say, is what it is cut from."""
+    """A value is what it is an alias of; a slice of everything, of a cache of any length, is what it is cut from."""
     for node in list(gm.graph.nodes):
         if node.target in _OTHER_NAMES or (node.target in _OF_EQUAL_SHAPE and _same_shape(node, node.args[0])):
             node.replace_all_uses_with(node.args[0])
