@@ -8,27 +8,31 @@ class LutraError(Exception):
     """Base of every error that a user of Lutra can cause; the model stays usable eagerly after any of them."""
 
 
-class OptionError(LutraError):
+class Mistake(LutraError):
+    """Base of what only the user can mend: never caught, and never answered by running the model another way."""
+
+
+class OptionError(Mistake):
     """An option of `torch.compile(..., options=...)` is unknown or has a wrong value."""
 
 
-class RecipeError(LutraError):
+class RecipeError(Mistake):
     """A recipe is missing, does not parse, or names a pass, key or parameter that does not exist."""
 
 
-class SelectorError(LutraError):
+class SelectorError(Mistake):
     """A selector matches nothing, or cannot be parsed."""
 
 
-class QuantizationError(LutraError):
+class QuantizationError(Mistake):
     """Bits, group size, scheme and shape of a weight do not fit together."""
 
 
-class CheckpointError(LutraError):
+class CheckpointError(Mistake):
     """A checkpoint cannot be read: a file is missing, or it is of a kind or holds types that no reader is for."""
 
 
-class CalibrationError(LutraError):
+class CalibrationError(Mistake):
     """Statistics of real inputs cannot be taken, or a pass needs some that are not there."""
 
 
@@ -36,11 +40,11 @@ class CaptureError(LutraError):
     """A graph or model cannot be captured (parameters on `meta`, unsupported construct)."""
 
 
-class ParameterError(CaptureError):
+class ParameterError(Mistake, CaptureError):
     """A parameter has no values: it is on `meta`, or was released after packing."""
 
 
-class PackedModelError(LutraError):
+class PackedModelError(Mistake):
     """A folder of packed weights is incomplete, of another version, or does not fit the model."""
 
 
@@ -48,7 +52,7 @@ class LoweringError(LutraError):
     """Code generation cannot lower an operation and the caller asked for no fallback (`strict`)."""
 
 
-class TargetError(LutraError):
+class TargetError(Mistake):
     """A target is unknown, or not present on this machine."""
 
 

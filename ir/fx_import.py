@@ -25,7 +25,7 @@ from .context import make_context
 from .errors import CaptureError
 from .foreign import encode, is_foreign
 from .fx_nodes import PARAMETER_META, NodeImporter, PathContextCache, Refused
-from .fx_regions import Outlined, outline
+from .fx_regions import Outlined, copied, outline
 from .graph import UNLIMITED, Graph, GraphInput, Phase
 from .params import ParameterStore
 from .rewriting import clean_up
@@ -62,9 +62,9 @@ def _import(
     names: Sequence[str],
     phase: Phase,
 ) -> Graph:
-    gm = _copy(gm)
+    gm = fx.GraphModule(gm, copied(gm.graph))
     mutated = _strip_mutations(gm)
-    with suppress(NotImplementedError):  # what cannot be written as indexing stays with torch
+    with suppress(NotImplementedError, ValueError):  # what cannot be written as indexing stays with torch
         rewrite_as_strided(gm.graph)
     _constants_to_parameters(gm, store)
     _without_other_names(gm)
@@ -116,15 +116,6 @@ def _module(outlined: Outlined) -> tuple[ir.Module, dict[str, Any]]:
     except (NotImplementedError, KeyError, AssertionError, TypeError, RuntimeError, ir.MLIRError) as error:
         raise CaptureError(f"the graph cannot be written as MLIR: {type(error).__name__}: {error}") from error
     return importer.module, cache.sizes
-
-
-def _copy(gm: fx.GraphModule) -> fx.GraphModule:
-    """`gm` with nodes of its own, over the same tensors."""
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        values[node] = graph.node_copy(node, lambda n: values[n])
-    return fx.GraphModule(gm, graph)
 
 
 def _strip_mutations(gm: fx.GraphModule) -> dict[int, fx.Node]:

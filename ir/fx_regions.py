@@ -45,6 +45,15 @@ class Outlined:
     encoded_inputs: dict[str, torch.dtype] = field(default_factory=dict)
 
 
+def copied(graph: fx.Graph) -> fx.Graph:
+    """`graph` with nodes of its own."""
+    copy = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        values[node] = copy.node_copy(node, lambda n: values[n])
+    return copy
+
+
 def call_region(name: str, *values: Any) -> tuple[torch.Tensor, ...]:
     """Stands in an FX graph for the region `name`; the importer knows it."""
     raise AssertionError(f"region {name} of a graph is run by its executable")

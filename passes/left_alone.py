@@ -25,7 +25,6 @@ _VIEWS = (
     "prims.convert_element_type",
 )
 """Operators that hand a weight on as it is; who reads it stands behind them."""
-_NO_READERS = ("func.return",)
 
 
 def report_left_alone(graph: Graph, report: PassReport, not_taken: str) -> None:
@@ -69,7 +68,7 @@ def _readers(weight: Any) -> Iterator[Any]:
         name = operation_name(user.operation)
         if name in _VIEWS:
             yield from _readers(user.operation.results[0])
-        elif user.operation.name not in _NO_READERS:
+        elif user.operation.name != "func.return":
             yield user
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..codegen.executable import Executable
+from ..ir.errors import Mistake
 from ..ir.foreign import decode, encode
 from ..ir.graph import Graph
 from ..passes.base import PassReport
-from .nets import MISTAKES, TorchGraph, described, warn_once
+from .nets import TorchGraph, described, warn_once
 from .weight_watch import WeightWatch
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class CompiledGraph:
 
     def _run_in_torch(self, arguments: list[Any], failure: Exception) -> list[Any]:
         """What torch makes of a call that failed: its own error, or the answer that was wanted."""
-        if self._in_torch is None or isinstance(failure, MISTAKES) or self.graph.store.released_names():
+        if self._in_torch is None or isinstance(failure, Mistake) or self.graph.store.released_names():
             raise failure
         results = self._in_torch(arguments)
         warn_once(f"torch ran a call of a {self.graph.phase} graph, since compiled code failed: {described(failure)}")

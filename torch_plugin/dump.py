@@ -6,6 +6,7 @@ decode-0/00-fx.py  01-imported.mlir  02-after-fuse.mlir  ...  05-relax.py
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from torch import fx
 
@@ -42,11 +43,11 @@ class Dump:
             raise OptionError(f"option 'dump': {str(path)!r} cannot be written: {error.strerror}") from None
 
 
-def dump_fallen(folder: Path, gm: fx.GraphModule, reason: str, recipe: str) -> None:
+def dump_fallen(folder: Path, gm: fx.GraphModule, reason: str, options: dict[str, Any]) -> None:
     """A new folder under `folder` with a graph that torch runs: as captured, and as a script that shows the fault."""
     dump = Dump(_new_folder(folder.expanduser(), "fallen"))
     dump("fx.py", gm.print_readable(print_output=False))
-    dump("reproduce.py", reproducer(gm, {"recipe": recipe}, reason))
+    dump("reproduce.py", reproducer(gm, options, reason))
 
 
 def _new_folder(parent: Path, phase: str) -> Path:

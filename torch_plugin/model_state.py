@@ -137,5 +137,5 @@ class ModelState:
         self._fallen = [*map(weakref.ref, self.fallen), weakref.ref(fallen)]
         warn_once(f"torch runs a whole {phase} graph, since Lutra cannot: {reason}")
         if options.dump is not None:
-            dump_fallen(options.dump, gm, reason, self.recipe.name)
+            dump_fallen(options.dump, gm, reason, options.model_dump(mode="json", include={"recipe", "vars"}))
         return TorchGraph.of(gm).boxed((self, fallen))

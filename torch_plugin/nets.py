@@ -13,34 +13,11 @@ from typing import Any
 from torch import fx
 
 from ..codegen.torch_calls import TorchCall
-from ..ir.errors import (
-    CalibrationError,
-    CheckpointError,
-    LoweringError,
-    LutraError,
-    OptionError,
-    PackedModelError,
-    ParameterError,
-    QuantizationError,
-    RecipeError,
-    SelectorError,
-    TargetError,
-)
+from ..ir.errors import LoweringError, LutraError, Mistake
+from ..ir.fx_regions import copied
 from ..ir.graph import Phase
 
 logger = logging.getLogger("lutra")
-MISTAKES = (
-    CalibrationError,
-    CheckpointError,
-    OptionError,
-    PackedModelError,
-    ParameterError,
-    QuantizationError,
-    RecipeError,
-    SelectorError,
-    TargetError,
-)
-"""Errors that a user can mend, and must hear of."""
 _warned: set[str] = set()
 
 
@@ -54,11 +31,9 @@ class TorchGraph:
     @staticmethod
     def of(gm: fx.GraphModule) -> "TorchGraph":
         """A copy of the graph of `gm`, over the same tensors."""
-        graph = fx.Graph()
-        values: dict[fx.Node, fx.Node] = {}
-        for node in gm.graph.nodes:
-            values[node] = graph.node_copy(node, lambda n: values[n])
-            values[node].meta = {}
+        graph = copied(gm.graph)
+        for node in graph.nodes:
+            node.meta = {}
         read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
         return TorchGraph(graph, {name: operator.attrgetter(name)(gm) for name in read})
 
@@ -94,8 +69,8 @@ class FallenGraph:
 
 def must_raise(error: Exception, strict: bool) -> LutraError | None:
     """The error that the user gets for `error`; None where torch runs the graph instead."""
-    if isinstance(error, MISTAKES) or (strict and isinstance(error, LutraError)):
-        return error  # type: ignore[return-value]
+    if isinstance(error, Mistake) or (strict and isinstance(error, LutraError)):
+        return error
     if strict:
         return LoweringError(f"strict: the graph cannot be compiled: {described(error)}")
     return None

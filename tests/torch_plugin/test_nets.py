@@ -154,7 +154,8 @@ def test_the_dump_of_a_fallen_graph_is_a_script_that_runs_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
 ):
     a_pass_fails(monkeypatch)
-    run(Model(), recipe="none", dump=tmp_path / "dump")
+    recipe = {"lutra": 1, "name": "mine", "passes": [{"fuse": {}}]}
+    run(Model(), recipe=recipe, dump=tmp_path / "dump")
     (script,) = (tmp_path / "dump").glob("fallen-0/*-reproduce.py")
     said = len(caplog.records)
     nets._warned.clear()
