@@ -185,6 +185,15 @@ def _product(graph: Graph, op: Any, values: Values) -> Amount:
     return Amount(moved.weights, moved.read, moved.written, outputs * (2 * _matrix(op.weight)[1] + added))
 
 
+@costs("lutra.grouped_linear")
+def _grouped_product(graph: Graph, op: Any, values: Values) -> Amount:
+    """As a linear; of the weight at most the matrices of as many groups as there are rows."""
+    outputs, moved = _elements(values, op.out), _moved(graph, op, values)
+    rows, groups = values[op.x].shape[0], tensor_type(op.offsets.type).shape[0]
+    weights = moved.weights * sympy.Min(rows, groups) / groups
+    return Amount(weights, moved.read, moved.written, outputs * 2 * _matrix(op.weight)[1])
+
+
 @costs("lutra.attention")
 def _attention(graph: Graph, op: Any, values: Values) -> Amount:
     """4 B H S C D and five for each score (scale, mask, maximum, exponential, sum).

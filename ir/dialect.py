@@ -175,6 +175,36 @@ class TableLinearOp(Lutra.Operation, name="table_linear", traits=[Pure]):
     verify_invariants = staticmethod(_verifier(lambda op: TableLinearOp._check(op)))
 
 
+class GroupedLinearOp(Lutra.Operation, name="grouped_linear", traits=[Pure]):
+    """Rows of x times the matrix of their group, as experts are multiplied by the tokens that are routed to them:
+    `out[i] = x[i] @ weight[e N : (e + 1) N]^T` for the rows `offsets[e - 1] <= i < offsets[e]` of group e, zero for
+    rows from `offsets[E - 1]` on.
+
+    x `[S, K]`, weight `!lutra.quantized` `[E N, K]`, the matrices of E groups below each other; offsets int32 or int64
+    `[E]`, where each group ends. Evaluated as `lutra.linear` is."""
+
+    x: Operand[Any]
+    weight: Operand[Any]
+    offsets: Operand[Any]
+    out: Result[Any]
+
+    @staticmethod
+    def _check(op: Any) -> str | None:
+        quantized = quantized_format(op.weight.type)
+        if quantized is None:
+            return f"weight must be !lutra.quantized, got {op.weight.type}"
+        x, offsets, out = (tensor_type(value.type).shape for value in (op.x, op.offsets, op.out))
+        if len(x) != 2 or len(out) != 2 or len(offsets) != 1 or not offsets[0]:
+            return f"x must be [S, K] and offsets [E], got {list(x)} and {list(offsets)}"
+        if _differ(x[1], quantized[1]):
+            return f"x has {x[1]} features but the weight takes {quantized[1]}"
+        if _differ(out[1] and out[1] * offsets[0], quantized[0]):
+            return f"{offsets[0]} groups of {out[1]} features need as many rows, the weight has {quantized[0]}"
+        return None
+
+    verify_invariants = staticmethod(_verifier(lambda op: GroupedLinearOp._check(op)))
+
+
 class RmsNormOp(Lutra.Operation, name="rms_norm", traits=[Pure]):
     """`out = x / sqrt(mean(x^2, -1) + eps) * weight`, statistics in float32 (Zhang and Sennrich 2019, equation 4).
 

@@ -30,6 +30,18 @@ def linear(
     return out if residual is None else out + residual
 
 
+def grouped_linear(x: Tensor, weight: QuantizedWeight, offsets: Tensor) -> Tensor:
+    """`lutra.grouped_linear`; dtype of x."""
+    rows = torch.arange(x.shape[0], device=x.device)
+    matrices = dequantize(weight).unflatten(0, (offsets.shape[0], -1))
+    ends = offsets.to(rows.dtype)
+    out = x.new_zeros((x.shape[0], matrices.shape[1]), dtype=torch.float32)
+    for index, matrix in enumerate(matrices):
+        inside = rows < ends[index] if index == 0 else (rows >= ends[index - 1]) & (rows < ends[index])
+        out = torch.where(inside.unsqueeze(-1), F.linear(x.float(), matrix), out)
+    return out.to(x.dtype)
+
+
 def table(x: Tensor, *, half: bool) -> Tensor:
     """`lutra.table`: float32 `[..., ceil(K / 4), 8 or 16]`."""
     k = x.shape[-1]
@@ -132,6 +144,7 @@ REFERENCE: dict[str, Callable[..., Any]] = {
     f"lutra.{function.__name__}": function
     for function in (
         linear,
+        grouped_linear,
         table,
         table_linear,
         rms_norm,

@@ -223,6 +223,7 @@ class _Inference:
 _ROWS_OF_FIRST = {
     "lutra.attention",
     "lutra.gated_mlp",
+    "lutra.grouped_linear",
     "lutra.kv_update",
     "lutra.layer_norm",
     "lutra.linear",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..ir.rewriting import GatedMlpOp, build, constant, defined_by, shape_of
-from .matching import both_orders, is_fused_float
+from .matching import both_orders, is_fused_float, section_of, sizes
 
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 
@@ -36,18 +36,17 @@ def fuse_gate(op: Any, rewriter: Any) -> bool:
 
 
 def gate_takes_merged(op: Any, rewriter: Any) -> bool:
-    """`gated_mlp(split(m, 0), split(m, F))` -> `gated_mlp(m)` when m is exactly gate and up."""
+    """`gated_mlp(m[..., :F], m[..., F:])` -> `gated_mlp(m)` when m is exactly gate and up."""
     if op.up is None:
         return False
-    gate, up = defined_by(op.gate, "lutra.split"), defined_by(op.up, "lutra.split")
-    if gate is None or up is None or gate.operands[0] != up.operands[0]:
+    gate, up = section_of(op.gate), section_of(op.up)
+    if gate is None or up is None or gate.source != up.source or gate.dim != len(sizes(gate.source)) - 1:
         return False
-    size, merged = (shape_of(op.gate) or (None,))[-1], gate.operands[0]
-    if size is None or (shape_of(merged) or (None,))[-1] != 2 * size:
+    if gate.dim != up.dim or gate.range != (0, up.start, 1) or up.range != (gate.stop, 2 * gate.stop, 1):
         return False
-    if gate.attributes["start"].value != 0 or up.attributes["start"].value != size:
+    if gate.size != up.stop:
         return False
-    new = build(GatedMlpOp, rewriter, op, merged, op.activation.value, op.operation.results[0].type)
+    new = build(GatedMlpOp, rewriter, op, gate.source, op.activation.value, op.operation.results[0].type)
     rewriter.replace_op(op, new.operation)
     return True
 

@@ -47,9 +47,9 @@ def _reasons(weight: Any, not_taken: str) -> Iterator[tuple[str, str]]:
     for reader in _readers(weight):
         name = operation_name(reader.operation)
         if name == "lutra.linear" and parameter_symbol(reader.operands[1]) == symbol:
-            yield from ((path, not_taken) for path in paths(reader) or (_module(symbol),))
+            yield from ((path, not_taken) for path in paths(reader) or (parameter_path(symbol),))
         else:
-            yield _module(symbol), _reason(name, len(sizes(weight)))
+            yield parameter_path(symbol), _reason(name, len(sizes(weight)))
 
 
 def _reason(name: str, rank: int) -> str:
@@ -72,6 +72,6 @@ def _readers(weight: Any) -> Iterator[Any]:
             yield user
 
 
-def _module(symbol: str) -> str:
+def parameter_path(symbol: str) -> str:
     """The path of a parameter, of its module where it is called `weight`."""
     return symbol.split("@")[0].removesuffix(".weight")

@@ -58,6 +58,9 @@ def dimension(value: Any, rank: int) -> int | None:
 
 def section_of(value: Any) -> Section | None:
     """The part of another tensor that `value` is: a slice, or a result of a split."""
+    op = defined_by(value, "lutra.split")
+    if op is not None:
+        return _part(op, value)
     op = defined_by(value, "aten.slice.Tensor")
     if op is not None:
         return _slice(op)
@@ -78,6 +81,14 @@ def section_of(value: Any) -> Section | None:
         return None
     start = sum(lengths[: value.result_number])
     return Section(source, dim, size, start, min(start + lengths[value.result_number], size), 1)
+
+
+def _part(op: Any, value: Any) -> Section | None:
+    source, start = op.operands[0], op.attributes["start"].value
+    size, features = sizes(source)[-1], sizes(value)[-1]
+    if size is None or features is None:
+        return None
+    return Section(source, len(sizes(source)) - 1, size, start, start + features, 1)
 
 
 def _slice(op: Any) -> Section | None:

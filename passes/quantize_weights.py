@@ -1,7 +1,9 @@
-"""`quantize-weights`: weights of selected linears become low-bit codes with a scale per group.
+"""`quantize-weights`: weights of selected linears, and of experts, become low-bit codes with a scale per group.
 
 %w = lutra.param {sym = "a.weight"} : [N, K]           %w = lutra.param {sym = "a.weight@s4g128"} : !lutra.quantized
 %y = lutra.linear(%x, %w)                        =>    %y = lutra.linear(%x, %w)
+
+Stacks of experts: `grouped_linears.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,6 +33,7 @@ from .base import ALL_PHASES, Kind, PassContext, PassReport
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
+from .grouped_linears import stack_of, stacks, take_stack
 from .left_alone import report_left_alone
 from .quantized_linears import take_weight, unmerge
 
@@ -81,6 +84,7 @@ class QuantizeWeights:
             op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None
         ]
         offered = [Candidate(path, "linear", static_shape(op.weight)) for op in linears for path in paths(op) or ("",)]
+        offered += [Candidate(s.path, "linear", (s.groups, s.n, s.k)) for _, s in stacks(graph.operations)]
         chosen = {c.path for c in context.select(offered)}
         del linears  # handles do not outlive a rewrite
 
@@ -93,6 +97,12 @@ class QuantizeWeights:
         for op in graph.operations:
             if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None:
                 columns[symbol], layers[symbol] = static_shape(op.weight)[1], paths(op) or ("",)
+        for stack in {s.path: s for _, s in stacks(graph.operations) if s.path in chosen}.values():
+            if (reason := stack.why_not or self._no_experts(context)) is not None:
+                context.report.left.append((stack.path, reason))
+                continue
+            symbol = stack.derive(graph.store)
+            columns[symbol], layers[symbol] = stack.k, (stack.path,)
         self._leave_what_groups_do_not_divide(context, layers, columns)
         choices = self._choose(graph.store, context, layers)
 
@@ -106,12 +116,30 @@ class QuantizeWeights:
                 context.report.count(f"{format.bits} bits")
             return True
 
-        patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize]}
+        def quantize_experts(op: Any, rewriter: Any) -> bool:
+            stack = stack_of(op)
+            if stack is None or stack.rows_symbol not in choices:
+                return False
+            name, format = choices[stack.rows_symbol]
+            take_stack(op, rewriter, stack, name, format, "float" if self.activations == "float" else None)
+            if isinstance(self.bits, BitBudget):
+                context.report.count(f"{format.bits} bits")
+            return True
+
+        patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize], "torch.operator": [quantize_experts]}
         apply_patterns(graph, patterns, context.report.count)
 
     def review(self, graph: Graph, report: PassReport) -> None:
         """List the weights that stay in floating point."""
         report_left_alone(graph, report, "no selector of the recipe takes it")
+
+    def _no_experts(self, context: PassContext) -> str | None:
+        """Why experts stay as they are; None when they need not."""
+        if self.method == "gptq":
+            return "a calibration has no statistics of experts, which method gptq needs: rtn and hqq do without"
+        if isinstance(self.bits, BitBudget) and context.calibration is not None:
+            return "a calibration has no statistics of experts, and a budget of bits goes by it"
+        return None
 
     def _leave_what_groups_do_not_divide(
         self, context: PassContext, layers: dict[str, tuple[str, ...]], columns: Mapping[str, int]

@@ -5,6 +5,7 @@ code, into a scratch that stays in a cache, and multiplied with all rows of acti
 Activations are those of the dot family whatever the weight was packed for; the formula is that of `lowbit_linear.py`.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..targets.base import TILE_ROWS, Expr, Target
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
 from .packing import QUADS, UNIT, PackedLayout
-from .product_step import TILES, ProductStep
+from .product_step import TILES, Operands, ProductStep, Sums
 from .tile_gemm import tile_gemm
 from .unpack import check_unpacks, unpack_units
 
@@ -34,44 +35,64 @@ def low_bit_gemm(
     check_unpacks(layout)
     if target.multiplies_tiles:
         return tile_gemm(layout, target, dtype, bias, residual)
-    rows, at_once, group = tirx.Var("m", "int64"), target.gemm_rows, layout.activation_group // UNIT
-    groups = -(-layout.units // group)
-    panel = max(PANEL_UNITS // group, 1)
-    panels = -(-groups // panel)
+    rows = tirx.Var("m", "int64")
 
     def body(*buffers: Any) -> None:
         operands, shift, added, out = split_operands(layout, bias, residual, buffers)
         with T.parallel(0, -(-layout.n // TILE_ROWS)) as number:
-            block, tile = T.bind(number // TILES), T.bind(number % TILES)
-            scratch = T.alloc_buffer((panel * group, QUADS, 64), "uint8")
-            partial = T.alloc_buffer(((rows + at_once - 1) // at_once, at_once, TILE_ROWS), "float32")
-            with T.serial(0, panels) as p:
-                first = T.bind(p * panel)
 
-                def put(_: Expr, unit: Expr, quad: int, codes: Expr) -> None:
-                    T.buffer_store(scratch, codes, [unit, quad, T.ramp(0, 1, 64)])
+            def store(step: ProductStep, sums: Sums) -> None:
+                step.store(sums, shift, added, out)
 
-                count = T.min(panel * group, layout.units - first * group)
-                unpack_units(layout, target, operands.packed, block, first * group, count, put, tile)
-
-                def codes(unit: Expr, quad: int, tile: Expr) -> Expr:
-                    return scratch[unit - first * group, quad, T.ramp(0, 1, 64)]
-
-                with T.serial(0, (rows + at_once - 1) // at_once) as chunk:
-                    # A chunk that is not full computes the last row more than once, with the same result.
-                    chosen = [T.bind(T.min(chunk * at_once + i, rows - 1)) for i in range(at_once)]
-                    step = ProductStep(layout, target, dtype, "dot", block, [tile], chosen, operands, codes)
-                    sums = step.zeros()
-                    with T.If(p > 0), T.Then():
-                        for i, (buffer,) in enumerate(sums):
-                            T.buffer_store(buffer, partial[chunk, i, _ALL], [_ALL])
-                    with T.serial(0, T.min(panel, groups - first)) as g:
-                        step.add_group(sums, first + g)
-                    with T.If(p < panels - 1):
-                        with T.Then():
-                            for i, (buffer,) in enumerate(sums):
-                                T.buffer_store(partial, buffer[_ALL], [chunk, i, _ALL])
-                        with T.Else():
-                            step.store(sums, shift, added, out)
+            multiply_tile(layout, target, dtype, operands, number, T.int64(0), rows, store)
 
     return kernel(product_arguments(layout, "dot", rows, dtype, bias, residual), body)
+
+
+def multiply_tile(
+    layout: PackedLayout,
+    target: Target,
+    dtype: str,
+    operands: Operands,
+    number: Expr,
+    begin: Expr,
+    end: Expr,
+    store: Callable[[ProductStep, Sums], None],
+) -> None:
+    """Emit the products of tile `number` of the weight with the rows of activations from `begin` to `end`."""
+    at_once, group = target.gemm_rows, layout.activation_group // UNIT
+    groups = -(-layout.units // group)
+    panel = max(PANEL_UNITS // group, 1)
+    panels = -(-groups // panel)
+    chunks = (end - begin + at_once - 1) // at_once
+    block, tile = T.bind(number // TILES), T.bind(number % TILES)
+    scratch = T.alloc_buffer((panel * group, QUADS, 64), "uint8")
+    partial = T.alloc_buffer((chunks, at_once, TILE_ROWS), "float32")
+    with T.serial(0, panels) as p:
+        first = T.bind(p * panel)
+
+        def put(_: Expr, unit: Expr, quad: int, codes: Expr) -> None:
+            T.buffer_store(scratch, codes, [unit, quad, T.ramp(0, 1, 64)])
+
+        count = T.min(panel * group, layout.units - first * group)
+        unpack_units(layout, target, operands.packed, block, first * group, count, put, tile)
+
+        def codes(unit: Expr, quad: int, tile: Expr) -> Expr:
+            return scratch[unit - first * group, quad, T.ramp(0, 1, 64)]
+
+        with T.serial(0, chunks) as chunk:
+            # A chunk that is not full computes the last row more than once, with the same result.
+            chosen = [T.bind(T.min(begin + chunk * at_once + i, end - 1)) for i in range(at_once)]
+            step = ProductStep(layout, target, dtype, "dot", block, [tile], chosen, operands, codes)
+            sums = step.zeros()
+            with T.If(p > 0), T.Then():
+                for i, (buffer,) in enumerate(sums):
+                    T.buffer_store(buffer, partial[chunk, i, _ALL], [_ALL])
+            with T.serial(0, T.min(panel, groups - first)) as g:
+                step.add_group(sums, first + g)
+            with T.If(p < panels - 1):
+                with T.Then():
+                    for i, (buffer,) in enumerate(sums):
+                        T.buffer_store(partial, buffer[_ALL], [chunk, i, _ALL])
+                with T.Else():
+                    store(step, sums)

@@ -109,8 +109,9 @@ class ProductStep:
                 T.buffer_store(sums[i][number], sums[i][number][_ALL] + value, [_ALL])
         return totals
 
-    def store(self, sums: Sums, shift: Any, added: Any, out: Any) -> None:
-        """Emit bias, residual, rounding and the stores; rows of the block from N on are left out."""
+    def store(self, sums: Sums, shift: Any, added: Any, out: Any, origin: Expr = 0) -> None:
+        """Emit bias, residual, rounding and the stores; rows of the block from N on are left out. `origin`: the row of
+        the weight that is column 0 of `out`."""
         n = self.layout.n
 
         def finish(value: Expr, row: Expr, columns: Expr, lanes: int) -> None:
@@ -125,17 +126,17 @@ class ProductStep:
             for tile, buffer in zip(self.tiles, of_row, strict=True):
                 first = self.block * BLOCK_ROWS + tile * TILE_ROWS
                 if n % BLOCK_ROWS == 0:
-                    finish(buffer[_ALL], row, T.ramp(first, 1, 16), 16)
+                    finish(buffer[_ALL], row, T.ramp(first - origin, 1, 16), 16)
                     continue
                 with T.If(first + TILE_ROWS <= n):
                     with T.Then():
-                        finish(buffer[_ALL], row, T.ramp(first, 1, 16), 16)
+                        finish(buffer[_ALL], row, T.ramp(first - origin, 1, 16), 16)
                     with T.Else():
                         # A copy: indexing `buffer` by a variable would force it out of registers.
                         tail = T.alloc_buffer((TILE_ROWS,), "float32")
                         T.buffer_store(tail, buffer[_ALL], [_ALL])
                         with T.serial(0, TILE_ROWS) as lane, T.If(first + lane < n), T.Then():
-                            finish(tail[lane], row, first + lane, 1)
+                            finish(tail[lane], row, first + lane - origin, 1)
 
     def _total(self, row: Expr, g: Expr, factor: Expr) -> Expr:
         """What zero points multiply: the sum of x over the group, for dot of x as it was quantised."""

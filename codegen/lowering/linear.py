@@ -15,6 +15,7 @@ from ...ir.rewriting import activations_of, parameter_symbol, quantized_format
 from ..kernels import triples
 from ..kernels.activations import precompute, precompute_outputs
 from ..kernels.dense_linear import dense_linear
+from ..kernels.grouped_linear import grouped_linear
 from ..kernels.lowbit_gemm import low_bit_gemm
 from ..kernels.lowbit_linear import STATIC_ROWS, low_bit_linear
 from ..kernels.norms import norm
@@ -129,6 +130,27 @@ def _low_bit(low: Lowering, op: Any, x: Any, quantized: tuple[int, int, WeightFo
         name, function = "gemm", low_bit_gemm(layout, low.target, dtype, bias, op.residual is not None)
     result = low.kernel(f"{name}_{format_.describe()}", function, [*activations, *weight, *extra], type_)
     return low.reshape(result, low.sizes(op.out))
+
+
+@lowers("lutra.grouped_linear")
+def _grouped_linear(low: Lowering, op: Any) -> Any:
+    quantized = quantized_format(op.weight.type)
+    symbol = parameter_symbol(op.weight)
+    assert quantized is not None and symbol is not None, "quantised weights are parameters"
+    n, k, format_ = quantized
+    (groups,), rows = low.sizes(op.offsets), low.rows(op.x)
+    said = activations_of(op)
+    family = "dot" if said else _family(low, format_, k)
+    static = rows if isinstance(rows, int) and rows <= STATIC_ROWS else None
+    unpacked = static is None and said != "float" and not low.target.multiplies_packed(family, format_, None)
+    form = "dot" if unpacked else said or family
+    layout = PackedLayout.create(family, format_, n, k, low.target)
+    activations = _precomputed(low, op.x, form, layout, static)
+    dtype, offsets = dtype_name(low.dtype(op.x)), dtype_name(low.dtype(op.offsets))
+    function = grouped_linear(layout, low.target, groups, static, dtype, offsets, form, unpacked)
+    name = f"grouped_{'gemm' if unpacked else form}_{format_.describe()}"
+    arguments = [*activations, *low.packed(symbol, layout), low[op.offsets]]
+    return low.kernel(name, function, arguments, low.tensor_type(op.out))
 
 
 def _family(low: Lowering, format_: WeightFormat, k: int) -> Family:

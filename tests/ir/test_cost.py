@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import sympy
 import torch
+import transformers.integrations.moe  # noqa: F401  (registers the grouped product)
 from lutra.ir.cost import CONTEXT, Amount, graph_costs, total
 from lutra.ir.errors import LutraError
 from lutra.torch_plugin.report import states_of
@@ -35,6 +36,24 @@ def test_a_low_bit_linear(bits: int, scheme: str):
     assert cost.amount == Amount(192 * 128 * bits // 8 + scales, 3 * 128 * 4, 3 * 192 * 4, 2 * 3 * 192 * 128)
     assert cost.weight is not None and cost.rows == 3
     assert cost.amount.weights == graph.store.packed_bytes(cost.weight)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 96, 128))
+
+    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.transpose(1, 2), ends)
+
+
+@pytest.mark.parametrize("rows", [1, 9])
+def test_experts_read_no_more_matrices_than_there_are_rows(rows: int):
+    recipe = {"lutra": 1, "name": "x", "passes": [{"quantize-weights": {"bits": 4, "group_size": 64}}]}
+    graph = compiled(Experts(), torch.randn(rows, 128), torch.tensor([0, 1, 1, rows]), recipe=recipe)
+    (amount,) = [c.amount for c in graph_costs(graph) if c.name == "lutra.grouped_linear"]
+    assert amount.weights == min(rows, 4) * (96 * 128 // 2 + 96 * 2 * 2)
+    assert amount.operations == 2 * rows * 96 * 128
 
 
 def test_plain_linears_count_their_bias():

@@ -42,6 +42,7 @@ Q, KV = tensor(2, 4, "?", 8), tensor(2, 2, 16, 8)
 ODD = tensor(1, 1, 1, 7)
 STEP = [tensor(2, "?", heads, 8) for heads in (4, 2, 2)]  # q, k and v of `lutra.rope_kv_update`
 TABLES, PLACES = [tensor(1, "?", 8)] * 2, tensor("?", dtype="si64")
+ENDS = tensor(4, dtype="si32")  # of the groups of `lutra.grouped_linear`
 HALVES = {"pairs": '"halves"'}
 NORM = {"eps": "1.0e-6 : f64", "round_before_weight": "1 : i64"}
 VALID = {
@@ -53,6 +54,7 @@ VALID = {
     ),
     "table": ([tensor(3, 10)], {"half": "1 : i64"}, tensor(3, 3, 8)),
     "table_linear": ([tensor(2, 16, 16), quantized(8, 64)], segments(1, 1, 0, 0), tensor(2, 8)),
+    "grouped_linear": ([tensor("?", 64), quantized(32, 64), ENDS], {}, tensor("?", 8)),
     "rms_norm": ([X, tensor(64)], NORM, X),
     "layer_norm": ([X, tensor(64), tensor(64)], {"eps": "1.0e-6 : f64", **segments(1, 1, 1)}, X),
     "rope": ([Q, tensor(1, "?", 8), tensor(1, "?", 8)], HALVES, Q),
@@ -81,6 +83,16 @@ REFUSED = [
         tensor(2, 8),
         "weight takes 64 columns but there are 15 tables of 4",
     ),
+    ("grouped_linear", [X, quantized(32, 64), ENDS], {}, SHORT, "x must be [S, K] and offsets [E]"),
+    ("grouped_linear", [tensor(9, 32), quantized(32, 64), ENDS], {}, tensor(9, 8), "x has 32 features but the weight"),
+    (
+        "grouped_linear",
+        [tensor(9, 64), quantized(32, 64), ENDS],
+        {},
+        tensor(9, 32),
+        "4 groups of 32 features need as many rows, the weight has 32",
+    ),
+    ("grouped_linear", [tensor(9, 64), tensor(32, 64), ENDS], {}, tensor(9, 8), "weight must be !lutra.quantized"),
     ("rms_norm", [X, tensor(32)], NORM, X, "weight must be [64], got [32]"),
     ("rms_norm", [X, tensor(64)], {**NORM, "eps": "-1.0 : f64"}, X, "eps must not be negative"),
     (

@@ -46,6 +46,14 @@ def test_quantised_linears_round_once(dtype: torch.dtype):
     close(REFERENCE["lutra.table_linear"](entries, weight, bias, residual, dtype=dtype), expected)
 
 
+def test_grouped_linears_give_each_row_the_matrix_of_its_group():
+    x, weight = torch.randn(6, 10), random_weight(15, 10)
+    matrices = dequantize(weight).double().unflatten(0, (3, 5))
+    expected = torch.zeros(6, 5, dtype=torch.float64)
+    expected[:2], expected[2:5] = x[:2].double() @ matrices[0].T, x[2:5].double() @ matrices[2].T
+    close(REFERENCE["lutra.grouped_linear"](x, weight, torch.tensor([2, 2, 5])), expected)
+
+
 def test_rms_norm_follows_its_formula_and_rounds_where_it_is_told():
     x, weight = torch.randn(3, 16).bfloat16(), torch.randn(16).bfloat16()
     wide = x.double()

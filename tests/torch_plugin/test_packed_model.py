@@ -13,7 +13,14 @@ import torch
 from lutra.ir.errors import LutraError, OptionError, PackedModelError
 from lutra.torch_plugin.cli import app
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from typer.testing import CliRunner
 
 SIZES: dict[str, Any] = {"vocab_size": 160, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
@@ -23,7 +30,9 @@ IDS = torch.arange(2, 14).reshape(1, -1)
 
 def made(kind: str) -> Any:
     torch.manual_seed(0)
-    if kind == "qwen2":  # biases of q, k and v, and a head that is tied to the embedding
+    if kind == "mixtral":  # stacks of experts
+        model = MixtralForCausalLM(MixtralConfig(**SIZES, **HEADS, num_local_experts=4))
+    elif kind == "qwen2":  # biases of q, k and v, and a head that is tied to the embedding
         model = Qwen2ForCausalLM(Qwen2Config(**SIZES, **HEADS, tie_word_embeddings=True))
     else:
         model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
@@ -35,6 +44,7 @@ def recipe(*passes: Any) -> dict[str, Any]:
 
 
 BUDGET = {"quantize-weights": {"bits": {"average": 3, "choices": [2, 4]}, "group_size": 32}}
+ALL = {"quantize-weights": {"bits": 4, "group_size": 64}}
 PARTS = {"quantize-weights": {"bits": 4, "group_size": 64, "select": {"modules": "*.mlp.*"}}}
 
 
@@ -45,8 +55,8 @@ def fresh() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "passes"),
-    [("qwen2", [BUDGET]), ("llama", [PARTS]), ("qwen2", [])],
-    ids=["budget", "attention stays plain", "none"],
+    [("qwen2", [BUDGET]), ("llama", [PARTS]), ("mixtral", [ALL]), ("qwen2", [])],
+    ids=["budget", "attention stays plain", "experts", "none"],
 )
 def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes: list[Any], generated: Any):
     model = made(kind)
