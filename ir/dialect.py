@@ -126,7 +126,7 @@ class LinearOp(Lutra.Operation, name="linear", traits=[Pure]):
 
 
 class TableOp(Lutra.Operation, name="table", traits=[Pure]):
-    """Lookup tables of an activation (PAPERS.md section 1): the signed sums of 4 consecutive columns, all patterns.
+    """Lookup tables of an activation (docs/techniques.md, 1.2): the signed sums of 4 consecutive columns, all patterns.
 
     `out[..., t, w] = sum_k (2 * bit_k(w) - 1) * x[..., 4 t + k]`, float32; K is zero-padded to a multiple of 4.
     `half`: only the 8 patterns with the top bit clear are stored, since `T[w] = -T[~w]`. A lowering may store int8

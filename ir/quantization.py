@@ -1,7 +1,7 @@
 """What a quantised weight *is*: one description (`WeightFormat`) and its reference semantics in torch.
 
 A weight `W [N, K]` is split along K into groups of `group_size` columns and approximated as `W ~ s * (q - z)` with
-unsigned codes `q < 2**bits` (PAPERS.md section 1). The three schemes differ in the zero point `z` alone:
+unsigned codes `q < 2**bits` (docs/techniques.md, 1). The three schemes differ in the zero point `z` alone:
 
 ============  =====================  ====================================================================
 scheme        z                      levels

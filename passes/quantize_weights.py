@@ -40,7 +40,7 @@ from .quantized_linears import take_weight, unmerge
 
 @dataclass(frozen=True)
 class QuantizeWeights:
-    """Group quantisation of linear weights (PAPERS.md section 1; formats in `ir/quantization.py`).
+    """Group quantisation of linear weights (docs/techniques.md, 1; formats in `ir/quantization.py`).
 
     bits: 1, 2, 3, 4 or 8, or `{average: 3, choices: [2, 3, 4]}`: every layer gets one of the choices within that
     average, the widest where errors matter most (`bit_budget.py`): by the loss that they cause in a calibration, to

@@ -4,7 +4,7 @@
     %g = lutra.linear(%x, %wg)          =>    %q = lutra.table_linear(%t, %wq)
                                               %g = lutra.table_linear(%t, %wg)
 
-The re-interpretation of codes as sums of +-1 bit planes is exact (PAPERS.md section 1): no value changes in exact
+The re-interpretation of codes as sums of +-1 bit planes is exact (docs/techniques.md, 1.2): no value changes in exact
 arithmetic.
 """
 
@@ -39,7 +39,7 @@ TABLE_COLUMNS = 4
 
 @dataclass(frozen=True)
 class SymmetrizeTables:
-    """Lookup tables over 4 activations (LUT Tensor Core; PAPERS.md section 1).
+    """Lookup tables over 4 activations (LUT Tensor Core; docs/techniques.md, 1.2).
 
     table: `half` stores the 8 entries whose top bit is clear (T[w] = -T[~w]), `full` all 16."""
 

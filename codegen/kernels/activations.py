@@ -10,7 +10,7 @@ zeros to a multiple of 32, A the columns of an activation group, G = ceil(Kp / A
     float   q float32 [M, Kp]          scale float32 [M, G] = 1                  total float32 [M, G] = sum of x
 
 Byte 16*j + w of a table register is `round(T_j[w] / scale)`, `T_j[w] = sum_k (2 w_k - 1) x[4j + k]` of 16 columns
-(PAPERS.md section 1); rounding is symmetric, so `T[w] = -T[~w]` holds exactly. Tables of triples: see `triples.py`.
+(docs/techniques.md, 1.2); rounding is symmetric, so `T[w] = -T[~w]` holds exactly. Tables of triples: see `triples.py`.
 """
 
 from collections.abc import Callable, Sequence

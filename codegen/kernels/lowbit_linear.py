@@ -2,7 +2,7 @@
 `Target.multiplies_packed` says so.
 
 One task multiplies a block of 64 weight rows, read strictly in order, with the rows of activations. Inside a group of
-columns the sum is of integers; at its end scale and zero point are applied once (MixPE; PAPERS.md section 1):
+columns the sum is of integers; at its end scale and zero point are applied once (MixPE; docs/techniques.md, 1.1):
 
     dot     out[n] = sum_g s_g[n] * (xs_g * acc - z_g[n] * xs_g * sum(q))        acc = sum of code * q
     lookup  out[n] = sum_g s_g[n]/2 * (ts_g * acc - z'_g[n] * sum(x))            acc = sum of plane weight * table entry

@@ -1,7 +1,7 @@
 """Some rows of activations times a few tiles of weight rows: what all products with packed weights are made of.
 
-Inside a group of columns the sum is of integers; at its end scale and zero point are applied once (MixPE; PAPERS.md
-section 1). The formulas are in `lowbit_linear.py`.
+Inside a group of columns the sum is of integers; at its end scale and zero point are applied once (MixPE;
+docs/techniques.md, 1.1). The formulas are in `lowbit_linear.py`.
 """
 
 from collections.abc import Callable, Sequence

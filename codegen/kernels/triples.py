@@ -1,4 +1,4 @@
-"""Ternary weights in 1.6875 bits: three of them as a 4-bit table index and a sign (PAPERS.md section 1).
+"""Ternary weights in 1.6875 bits: three of them as a 4-bit table index and a sign (docs/techniques.md, 1.3).
 
 Three values in {-1, 0, 1} make a number v = 9 a + 3 b + c from -13 to 13; |v| is the index into a table of 14 sums of
 three activations, and T[-v] = -T[v] takes care of the sign. A *span* of 128 columns has 43 triples (the last has two
