@@ -1,31 +1,38 @@
-"""Compiled graphs on disk, by content: a folder per entry with the library and a manifest that vouches for it.
+"""What was compiled and measured, on disk by content: `entries.py` says how an entry is guarded.
 
-An entry is written beside its place and renamed into it, so that processes that compile at once never see half of
-one. An entry whose
-checksum does not match its library is damaged: it is removed and built again, never loaded. When the folder cannot be
-written (read-only, full), compilation goes on in a temporary folder, and the log says so.
+An entry is written beside its place and renamed into it, so that processes that compile at once never see half of one.
+One that is damaged is removed and built again. No fault of a folder is a fault of the compilation: where the cache
+folder cannot be written (read-only, full) or is not to be trusted, a temporary folder takes its place; where the
+temporary folder is full, the cache folder takes what is linked; where nothing may be executed in the cache folder, code
+is loaded from a copy. The log says so.
 """
 
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from errno import ENOSPC
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from . import entries
+from .entries import Damaged, Refused, Stored
+
 logger = logging.getLogger("lutra")
-LIBRARY, MANIFEST = "graph.so", "manifest.json"
+ROOM = 64 << 20
+"""Bytes that are free where something is linked: LLVM ends the process when it cannot write an object."""
+
+Load = Callable[[Path], Any]
 
 
 @dataclass(frozen=True)
 class Key:
-    """What an executable depends on, by name (`graph`, `target`, `versions`, ...): equal parts mean an equal
-    executable."""
+    """What an entry depends on, by name (`graph`, `target`, `versions`, ...): equal parts mean an equal entry."""
 
     parts: Mapping[str, str]
 
@@ -37,10 +44,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Entry:
-    """A library on disk and the manifest that was stored with it."""
+    """library: what `load` made of the library (None: the entry has none). content: what was stored beside it."""
 
-    library: Path
-    manifest: dict[str, Any]
+    library: Any
+    content: dict[str, Any]
 
 
 @dataclass
@@ -48,96 +55,152 @@ class ExecutableCache:
     """Entries under `folder`; `None` keeps them in a temporary folder of this process."""
 
     folder: Path | None
-    _unusable: bool = field(default=False, init=False)
+    _refusal: str = field(default="", init=False)
+    """Why the folder is not used."""
 
-    def find(self, key: Key) -> tuple[Entry | None, str]:
-        """The entry for `key` and "hit", or None and why there is none."""
-        folder = self._place() / key.digest
-        if not folder.is_dir():
-            return None, f"miss: {self._nearest(key)}"
-        entry = _read(folder)
-        if entry is not None:
-            return entry, "hit"
-        logger.warning("the cached executable %s is damaged: it is removed and built again", folder.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        return None, "miss: the entry was damaged"
-
-    def add(self, key: Key, manifest: Mapping[str, Any], export: Callable[[Path], None]) -> Entry:
-        """Store what `export(path)` writes; falls back to a temporary folder when the cache folder refuses."""
+    def find(self, key: Key, load: Load) -> tuple[Entry | None, str]:
+        """The entry for `key`, its library loaded by `load(path)`, and "hit"; or None and why there is none."""
         place = self._place()
         try:
-            return _write(place, key, manifest, export)
+            stored = entries.read(place, key.digest)
+            return Entry(self._loaded(place / key.digest, stored, load), stored.content), "hit"
+        except FileNotFoundError:
+            return None, f"miss: {self._refusal or _nearest(place, key)}"
+        except Damaged as error:
+            logger.warning("%s is damaged (%s): it is removed and built again", place / key.digest, error)
+            entries.remove(place, key.digest)
+            return None, f"miss: the entry was damaged: {error}"
         except OSError as error:
-            if place == _temporary():
-                raise
-            logger.warning(
-                "the cache folder %s cannot be written (%s): compiled code is not kept", place, error.strerror or error
-            )
-            self._unusable = True
-            return _write(self._place(), key, manifest, export)
+            self._refuse(f"the entry is not used: {error}")
+            return None, f"miss: {self._refusal}"
+
+    def add(
+        self,
+        key: Key,
+        content: Mapping[str, Any],
+        export: Callable[[Path], None],
+        load: Load,
+        library: str = "graph.so",
+    ) -> Entry:
+        """Store what `export(path)` writes, and load it. `export` may leave other files beside `path`, which go."""
+        with ExitStack() as stack:
+            folder = self._workshop(key.digest, stack)
+            export(folder / library)
+            image = (folder / library).read_bytes()
+        # As it will be read: lists for tuples.
+        stored = Stored(library, json.loads(json.dumps(content)), image)
+        return Entry(self._loaded(self._stored(key, stored), stored, load), stored.content)
+
+    def recall(self, key: Key) -> dict[str, Any] | None:
+        """What was kept under `key`."""
+        entry, _ = self.find(key, Path)
+        return None if entry is None else entry.content
+
+    def keep(self, key: Key, content: Mapping[str, Any]) -> None:
+        """Store `content` alone, in place of what was stored before."""
+        place = self._place()
+        entries.remove(place, key.digest)
+        self._stored(key, Stored(None, dict(content), b""))
+
+    # Where ------------------------------------------------------------------------------------------------------------
 
     def _place(self) -> Path:
-        if self.folder is None or self._unusable:
-            return _temporary()
+        if self.folder is None or self._refusal:
+            return temporary()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            entries.make_private(self.folder)
+            entries.check_folder(self.folder)
             return self.folder
+        except Refused as error:
+            self._refuse(f"the cache folder is not used: {error}")
         except OSError as error:
-            logger.warning(
-                "the cache folder %s cannot be made (%s): compiled code is not kept", self.folder, error.strerror
-            )
-            self._unusable = True
-            return _temporary()
+            self._refuse(f"the cache folder {self.folder} cannot be made ({error.strerror})")
+        return temporary()
 
-    def _nearest(self, key: Key) -> str:
-        """Why `key` is new: the parts in which it differs from an entry for the same graph."""
-        for path in sorted(self._place().glob(f"*/{MANIFEST}"))[:200]:
-            try:
-                parts = json.loads(path.read_text())["key"]
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-            if parts.get("graph") == key.parts["graph"]:
-                changed = sorted(name for name in key.parts if parts.get(name) != key.parts[name])
-                return f"{', '.join(changed)} changed"
-        return "this graph is new"
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        _warn(f"{reason}: compiled code is not kept")
 
-
-def _read(folder: Path) -> Entry | None:
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        library = folder / LIBRARY
-        intact = hashlib.sha256(library.read_bytes()).hexdigest() == manifest["checksum"]
-        return Entry(library, manifest["content"]) if intact else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _write(place: Path, key: Key, manifest: Mapping[str, Any], export: Callable[[Path], None]) -> Entry:
-    scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=place))
-    try:
-        # Linked elsewhere and copied: a full disk is then an `OSError`, not whatever the linker says about it.
-        linked = _temporary() / f"{key.digest}-{LIBRARY}"
-        export(linked)
-        shutil.copyfile(linked, scratch / LIBRARY)
-        linked.unlink()
-        checksum = hashlib.sha256((scratch / LIBRARY).read_bytes()).hexdigest()
-        text = json.dumps({"key": dict(key.parts), "checksum": checksum, "content": manifest})
-        (scratch / MANIFEST).write_text(text)
-        final = place / key.digest
+    def _stored(self, key: Key, stored: Stored) -> Path:
+        """The folder of the entry, once it is stored."""
+        place = self._place()
         try:
-            os.replace(scratch, final)
-        except OSError:
-            # Another process was first: its entry serves as well, when it is intact.
-            if _read(final) is None:
-                shutil.rmtree(final, ignore_errors=True)
-                os.replace(scratch, final)
-        return Entry(final / LIBRARY, json.loads(text)["content"])
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+            return _write(place, key, stored)
+        except OSError as error:
+            if place == temporary():
+                raise
+            if isinstance(error, Refused):
+                self._refuse(f"the entry is not used: {error}")
+            else:
+                self._refuse(f"the cache folder {place} cannot be written ({error.strerror or error})")
+            return _write(temporary(), key, stored)
+
+    def _workshop(self, name: str, stack: ExitStack) -> Path:
+        """A folder to link in, which goes with `stack`: in the temporary folder (on a full disk it is then Python that
+        fails to copy the library, and not a linker), or in the cache folder where there is no room."""
+        refusals: list[str] = []
+        for where in (temporary, self._place):
+            try:
+                place = where()
+                usage = shutil.disk_usage(place)
+                if usage.total and usage.free < ROOM:  # some file systems do not tell
+                    raise OSError(ENOSPC, f"less than {ROOM >> 20} MB are free in {place}")
+                return stack.enter_context(entries.scratch(place, name))
+            except OSError as error:
+                refusals.append(str(error.strerror or error))
+        raise OSError(ENOSPC, f"no folder to link code in: {', '.join(dict.fromkeys(refusals))}")
+
+    # What -------------------------------------------------------------------------------------------------------------
+
+    def _loaded(self, folder: Path, stored: Stored, load: Load) -> Any:
+        """`load` of the library in `folder`; of a copy, where the cache's file system lets nothing be executed."""
+        if stored.library is None:
+            return None
+        try:
+            return load(folder / stored.library)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = _last_line(error)
+        copy = Path(tempfile.mkdtemp(dir=temporary())) / stored.library
+        if folder.parent != temporary():
+            _warn(f"code cannot be loaded from the cache folder ({reason}): it is loaded from {copy.parent.parent}")
+        try:
+            copy.write_bytes(stored.image)
+            return load(copy)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise OSError(
+                f"compiled code can be loaded neither from {folder} ({reason}) nor from {copy.parent} "
+                f"({_last_line(error)}): let TMPDIR or cache_dir name a folder where files may be executed"
+            ) from None
+
+
+def _nearest(place: Path, key: Key) -> str:
+    """Why `key` is new: the parts in which it differs from an entry for the same graph."""
+    for parts in entries.keys(place):
+        if "graph" in parts and parts["graph"] == key.parts.get("graph"):
+            changed = sorted(name for name in key.parts if parts.get(name) != key.parts[name])
+            return f"{', '.join(changed)} changed"
+    return "this graph is new"
+
+
+def _write(place: Path, key: Key, stored: Stored) -> Path:
+    folder = place / key.digest
+    try:
+        entries.write(place, key.digest, dict(key.parts), stored)
+    except OSError:
+        if not folder.exists():
+            raise
+        # Another process was first: its entry serves as well, when it is intact.
+        try:
+            entries.read(place, key.digest)
+        except Damaged:
+            entries.remove(place, key.digest)
+            entries.write(place, key.digest, dict(key.parts), stored)
+    return folder
 
 
 @cache
-def _temporary() -> Path:
+def temporary() -> Path:
+    """A folder that lasts as long as this process."""
     holder = tempfile.TemporaryDirectory(prefix="lutra-")
     _holders.append(holder)
     return Path(holder.name)
@@ -145,3 +208,14 @@ def _temporary() -> Path:
 
 _holders: list[tempfile.TemporaryDirectory] = []
 """Keeps the temporary folder until the process ends."""
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once in the process."""
+    logger.warning("%s", text)
+
+
+def _last_line(error: Exception) -> str:
+    """What the loader says: TVM says more above it."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from ..ir.graph import Graph
 from .cache import Entry, ExecutableCache, Key
 from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
+from .parallel import export_library, load_library
 from .schedule import schedule_elementwise
 from .targets import Target
 from .targets.base import Family
@@ -46,19 +47,21 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
     store = options.cache or ExecutableCache(None)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    entry, outcome = store.find(key)
-    refused = options.strict and entry is not None and entry.manifest["fallbacks"]  # to be lowered, for the message
+    entry, outcome = store.find(key, partial(load_library, launcher_cache=store))
+    if entry is not None:
+        seconds["load"] = time.perf_counter() - start
+    refused = options.strict and entry is not None and entry.content["fallbacks"]  # to be lowered, for the message
     if entry is None or refused or options.dump is not None:
         entry = _build(key, graph, target, options, store, seconds)
     if options.cache is None:
         outcome = "off"
     options.progress("weights")
-    calls = tuple(TorchCall(**data) for data in entry.manifest["fallbacks"])
-    summary = ExecutableSummary(entry.manifest["kernels"], calls, outcome, seconds)
+    calls = tuple(TorchCall(**data) for data in entry.content["fallbacks"])
+    summary = ExecutableSummary(entry.content["kernels"], calls, outcome, seconds)
     bound = time.perf_counter()
     regions = {name: region.module for name, region in graph.regions.items()}
     executable = Executable(entry, graph.store, summary, regions)
-    seconds["load and pack weights"] = time.perf_counter() - bound
+    seconds["pack weights"] = time.perf_counter() - bound
     seconds["total"] = time.perf_counter() - start
     return executable
 
@@ -83,14 +86,15 @@ def _build(
         options.dump("tir.py", module.script())
     # Bytecode: a step takes as long as when LLVM compiles the sequence of calls too, which takes 15 s for 16 layers.
     library = timed("generate", lambda: relax.build(module, target.tvm_target(), relax_pipeline=None))
-    manifest = {
+    content = {
         "weights": [to_data(w) for w in lowered.weights],
         "outputs": lowered.outputs,
         "workspace": workspace.to_data(),
         "kernels": lowered.kernels,
         "fallbacks": [call.to_data() for call in lowered.fallbacks],
     }
-    return timed("store", lambda: store.add(key, manifest, lambda path: library.export_library(str(path))))
+    load = partial(load_library, launcher_cache=store)
+    return timed("store", lambda: store.add(key, content, partial(export_library, library), load))
 
 
 def _require_features(target: Target) -> None:

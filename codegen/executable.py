@@ -14,7 +14,6 @@ from tvm import relax
 
 from ..ir.params import ParameterStore
 from .cache import Entry
-from .parallel import use_torch_threads
 from .runtime import Region, register, running
 from .torch_calls import TorchCall
 from .weights import ALIGNMENT, from_data
@@ -44,13 +43,12 @@ class Executable:
         register()
         self._regions = regions
         self.summary = summary
-        self._outputs: list[tuple[str, Any]] = [(kind, value) for kind, value in entry.manifest["outputs"]]
-        self._library = tvm.runtime.load_module(str(entry.library))
-        use_torch_threads(entry.library)
+        self._outputs: list[tuple[str, Any]] = [(kind, value) for kind, value in entry.content["outputs"]]
+        self._library = entry.library
         self._machine = relax.VirtualMachine(self._library, tvm.cpu())
         self._main = self._machine["main"]
-        self.sources = [from_data(data) for data in entry.manifest["weights"]]
-        self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.manifest["workspace"]).tensors()]
+        self.sources = [from_data(data) for data in entry.content["weights"]]
+        self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.content["workspace"]).tensors()]
         self._lock = threading.Lock()
         self.bind(store)
 

@@ -10,10 +10,10 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
-import tempfile
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,22 @@ import torch  # noqa: F401  (loads the OpenMP library that the launcher then sha
 import tvm
 from tvm import tirx
 
+from .cache import ExecutableCache, Key
+
 logger = logging.getLogger("lutra")
 _POINTER = "__TVMBackendParallelLaunch"
 
 
-def use_torch_threads(library: Path) -> bool:
+def load_library(path: Path, launcher_cache: ExecutableCache) -> Any:
+    """The TVM module at `path`, its parallel loops on torch's pool; the launcher is kept in `launcher_cache`."""
+    module = tvm.runtime.load_module(str(path))
+    use_torch_threads(path, launcher_cache)
+    return module
+
+
+def use_torch_threads(library: Path, launcher_cache: ExecutableCache) -> bool:
     """Point the parallel loops of a loaded `library` at torch's pool; False when no launcher could be built."""
-    launcher = _launcher(library.parent.parent)  # beside the entries of a cache
+    launcher = _launcher(launcher_cache.folder)
     if launcher is None:
         return False
     try:
@@ -41,45 +50,44 @@ def use_torch_threads(library: Path) -> bool:
 
 def compiled(function: tirx.PrimFunc, target: tvm.target.Target) -> Any:
     """`function`, called with torch's threads, of a library that lasts as long as the process: for measurements."""
-    library = Path(tempfile.mkdtemp(dir=_scratch().name), "kernel.so")
-    tvm.compile(function, target=target).export_library(str(library))
-    module = tvm.runtime.load_module(str(library))
-    use_torch_threads(library)
-    return module["main"]
+    store = ExecutableCache(None)
+    key = Key({"kernel": function.script(), "target": str(target)})
+    library = tvm.compile(function, target=target)
+    entry = store.add(key, {}, partial(export_library, library), partial(load_library, launcher_cache=store))
+    return entry.library["main"]
+
+
+def export_library(library: Any, path: Path) -> None:
+    """Link `library`, which TVM compiled, as `path`; what is made on the way stays beside it."""
+    library.export_library(str(path), workspace_dir=str(path.parent))
 
 
 @cache
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    """One folder for all libraries of `compiled`, which then share one launcher."""
-    return tempfile.TemporaryDirectory(prefix="lutra-")
-
-
-@cache
-def _launcher(folder: Path) -> ctypes.CDLL | None:
-    """The launcher in `folder`, built if need be; in a temporary folder where that one takes no more files."""
+def _launcher(folder: Path | None) -> ctypes.CDLL | None:
+    """The launcher, from the cache in `folder` or built now."""
     source = resources.files(__package__ or __name__).joinpath("parallel.c").read_bytes()
-    name = f"parallel-{hashlib.sha256(source).hexdigest()[:16]}.so"
-    detail: Exception | bytes | str = ""
-    for place in (lambda: folder, lambda: Path(tempfile.mkdtemp(prefix="lutra-"))):
-        try:
-            target = place() / name
-            if not target.exists():
-                _compile(source, target)
-            return ctypes.CDLL(str(target))
-        except (OSError, subprocess.CalledProcessError) as error:
-            detail = getattr(error, "stderr", b"") or error
+    store = ExecutableCache(folder)
+    key = Key({"launcher": hashlib.sha256(source).hexdigest(), "machine": platform.machine()})
+
+    def load(path: Path) -> ctypes.CDLL:
+        return ctypes.CDLL(str(path))
+
+    try:
+        entry, _ = store.find(key, load)
+        entry = entry or store.add(key, {}, partial(_compile, source), load, "launcher.so")
+        return entry.library
+    except (OSError, subprocess.CalledProcessError) as error:
+        detail = getattr(error, "stderr", b"").decode(errors="replace").strip() or error
     logger.warning("kernels run on TVM's own threads beside torch's: the OpenMP launcher cannot be built: %s", detail)
     return None
 
 
 def _compile(source: bytes, target: Path) -> None:
-    """Compile into a name of our own, then rename: another process may be doing the same."""
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
     if compiler is None:
         raise OSError("no C compiler (gcc, cc or clang) is on the PATH")
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        code, built = Path(scratch, "parallel.c"), Path(scratch, "parallel.so")
-        code.write_bytes(source)
-        command = [compiler, "-O2", "-fopenmp", "-shared", "-fPIC", "-o", str(built), str(code)]
-        subprocess.run(command, check=True, capture_output=True)
-        os.replace(built, target)
+    code = target.with_name("parallel.c")
+    code.write_bytes(source)
+    command = [compiler, "-O2", "-fopenmp", "-shared", "-fPIC", "-o", str(target), str(code)]
+    # Its temporary files beside the others: TMPDIR may be full.
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "TMPDIR": str(target.parent)})

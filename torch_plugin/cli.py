@@ -1,8 +1,9 @@
 """The command line, `lutra`: recipes, passes, targets, packing, profiles, predictions, the executable cache."""
 
 import json
-import shutil
+import os
 import sys
+from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..codegen.entries import Item, items, remove
 from ..ir.errors import LutraError
 from ..passes.registry import available_passes
 from ..recipes.loading import library, load_recipe
@@ -19,6 +21,16 @@ from .options import Options
 app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 cache_app = typer.Typer(help="The cache of compiled executables.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+_SHOWN = 20
+"""Lines of what was left alone."""
+
+
+def _path(text: str) -> Path:
+    """Not the working directory for want of a name."""
+    if not text:
+        raise LutraError("an option that takes a path was given an empty one: '.' is the working directory")
+    return Path(text)
+
 
 ModelName = Annotated[
     str, typer.Argument(help="folder, hub name or .gguf file of a causal language model, or a packed folder")
@@ -28,7 +40,7 @@ RecipeName = Annotated[
 ]
 Variables = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")]
 DtypeName = Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")]
-CacheDir = Annotated[Path | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
+CacheDir = Annotated[str | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
 
 
 @app.command()
@@ -81,7 +93,9 @@ def profile(
     dtype: DtypeName = "auto",
     prompt: Annotated[int, typer.Option(help="prompt tokens", min=2)] = 128,
     new_tokens: Annotated[int, typer.Option(min=2)] = 16,
-    trace: Annotated[Path | None, typer.Option(help="write the timeline there, as a Chrome trace")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(parser=_path, help="write the timeline there, as a Chrome trace")
+    ] = None,
 ) -> None:
     """Say where the time of a prefill and of decode steps goes, kernel by kernel."""
     from .causal_lm import generate, load_causal_lm
@@ -123,7 +137,9 @@ def explain(
 @app.command()
 def pack(
     model: Annotated[str, typer.Argument(help="folder, hub name or .gguf file of a causal language model")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="new or empty folder for the packed model")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", parser=_path, help="new or empty folder for the packed model")
+    ],
     recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
@@ -148,19 +164,23 @@ def pack(
 @cache_app.command()
 def info(cache_dir: CacheDir = None) -> None:
     """Say where compiled executables are kept and how much room they take."""
-    folder = _cache_folder(cache_dir)
-    sizes = [sum(f.stat().st_size for f in entry.rglob("*") if f.is_file()) for entry in _entries(folder)]
-    print(f"{folder}: {len(sizes)} executables, {sum(sizes) / 1e6:.1f} MB")
+    folder, found = _cached(cache_dir)
+    ours = [item for item in found if item.kind is not None]
+    print(f"{folder}: {_counted(ours)}, {sum(item.size for item in ours) / 1e6:.1f} MB")
 
 
 @cache_app.command()
 def clear(cache_dir: CacheDir = None) -> None:
-    """Remove all compiled executables; they are built again when they are needed."""
-    folder = _cache_folder(cache_dir)
-    entries = _entries(folder)
-    for entry in entries:
-        shutil.rmtree(entry)
-    print(f"{folder}: removed {len(entries)} executables")
+    """Remove all compiled executables and measurements, which are made again when they are needed. What Lutra did not
+    write stays."""
+    folder, found = _cached(cache_dir)
+    gone = [item for item in found if item.kind is not None and remove(folder, item.name)]
+    print(f"{folder}: removed {_counted(gone)}")
+    left = [item for item in found if item not in gone]
+    for item in left[:_SHOWN]:
+        print(f"left alone: {item.name} ({item.why or 'a file in it is not ours, or cannot be removed'})")
+    if len(left) > _SHOWN:
+        print(f"left alone: {len(left) - _SHOWN} more")
 
 
 def main() -> None:
@@ -191,15 +211,16 @@ def _variables(pairs: list[str]) -> dict[str, Any]:
     return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def _cache_folder(given: Path | None) -> Path:
-    return Options.parse({"cache_dir": given}).cache_directory()
+def _cached(given: str | None) -> tuple[Path, list[Item]]:
+    """The cache folder and what lies there; nothing while it does not exist."""
+    folder = Options.parse({"cache_dir": given}).cache_directory()
+    return folder, items(folder) if os.path.lexists(folder) else []
 
 
-def _entries(folder: Path) -> list[Path]:
-    """Folders that hold an executable: nothing else that lies there is ever counted or removed."""
-    from ..codegen.cache import MANIFEST
-
-    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+def _counted(found: list[Item]) -> str:
+    counts = Counter({"executable": 0})
+    counts.update(str(item.kind) for item in found)
+    return ", ".join(f"{count} {kind}s" for kind, count in counts.items())
 
 
 def _table(*headings: str) -> Table:

@@ -11,14 +11,11 @@ say what of them the caches keep from one step to the next:
 - how fast decode attention works: the same steps at a short and at a long context.
 """
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from pathlib import Path
 from statistics import quantiles
 from types import FunctionType
 from typing import Any
@@ -27,6 +24,7 @@ import torch
 from torch import nn
 
 from ..codegen.bandwidth import ReadCeiling
+from ..codegen.cache import ExecutableCache, Key
 from ..codegen.compile import versions
 from ..codegen.targets import get_target
 from ..ir.cost import CONTEXT, graph_costs, total
@@ -135,8 +133,9 @@ class Meter:
 def machine_for(products: Iterable[Product], options: Options, weights: int) -> Machine:
     """The constants of this machine for models that read about `weights` bytes at every step: from the cache folder, or
     measured now as far as they are missing there."""
-    wanted, path = list(products), _path(options, weights)
-    known = _read(path) if options.cache else None
+    wanted, key = list(products), _key(options, weights)
+    kept = ExecutableCache(options.cache_directory()) if options.cache else None
+    known = _machine(kept.recall(key)) if kept is not None else None
     missing = [p for p in wanted if known is None or p.name not in known.products]
     if known is not None and not missing:
         return known
@@ -144,29 +143,30 @@ def machine_for(products: Iterable[Product], options: Options, weights: int) -> 
     known = known or meter.overheads()
     rates = {product.name: meter.product(product, known.kernel) for product in missing}
     known = Machine(known.read, known.step, known.kernel, known.attention, {**known.products, **rates})
-    if options.cache:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(".new")
-        scratch.write_text(json.dumps(asdict(known)))
-        scratch.replace(path)
+    if kept is not None:
+        kept.keep(key, asdict(known))
     return known
 
 
-def _path(options: Options, weights: int) -> Path:
-    """By target, threads, content of the library and the power of two next to `weights`: what a measurement depends
-    on."""
-    size = round(math.log2(max(weights, 1)))
-    key = f"{get_target(options.target).name}, {torch.get_num_threads()} threads, {versions()}, 2**{size} bytes"
-    return options.cache_directory() / f"machine-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def _key(options: Options, weights: int) -> Key:
+    """What a measurement depends on, `weights` to the next power of two."""
+    return Key(
+        {
+            "target": get_target(options.target).name,
+            "threads": str(torch.get_num_threads()),
+            "versions": versions(),
+            "bytes": f"2**{round(math.log2(max(weights, 1)))}",
+        }
+    )
 
 
-def _read(path: Path) -> Machine | None:
+def _machine(content: dict[str, Any] | None) -> Machine | None:
+    if content is None:
+        return None
     try:
-        data = json.loads(path.read_text())
-        rates = {name: (float(rate), float(beside)) for name, (rate, beside) in data.pop("products").items()}
-        return Machine(**data, products=rates)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None  # absent or damaged: measured again
+        return Machine(**{**content, "products": {name: tuple(rates) for name, rates in content["products"].items()}})
+    except (TypeError, KeyError):
+        return None  # of a version with other constants
 
 
 # What is measured -----------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..ir.errors import OptionError, did_you_mean
 from ..passes.calibration import Calibration
@@ -15,6 +15,18 @@ from ..recipes.schema import Recipe
 
 _BESIDE_WEIGHTS = ("strict", "dump", "training_backend", "cache", "cache_dir", "progress")
 """What does not change how weights are packed."""
+_ENVIRONMENT = {"dump": "LUTRA_DUMP", "cache_dir": "LUTRA_CACHE_DIR"}
+"""What stands in for an option that is not given."""
+
+
+def _named(value: Any) -> Any:
+    """Not the working directory for want of a name."""
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise ValueError("it names no folder; leave it out for the default, or give '.' for the working directory")
+    return value
+
+
+Folder = Annotated[Path, BeforeValidator(_named)]
 
 
 class Options(BaseModel):
@@ -30,13 +42,15 @@ class Options(BaseModel):
         None, exclude=True, description="what lutra.calibrate returned, for passes that need it"
     )
     strict: bool = Field(False, description="an operator without a lowering is an error instead of a torch call")
-    dump: Path | None = Field(None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)")
+    dump: Folder | None = Field(
+        None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)"
+    )
     release_weights: bool = Field(False, description="free originals that every graph reads in packed form")
     training_backend: str = Field("inductor", description="torch.compile backend for graphs that need gradients")
     target: str = Field("auto", description="auto, amx, avx512, avx2, neon or portable")
     kernel_family: Literal["auto", "lookup", "triples", "dot"] = Field("auto", description="kernels of low-bit linears")
     cache: bool = Field(True, description="keep compiled executables on disk")
-    cache_dir: Path | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
+    cache_dir: Folder | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
     progress: bool = Field(False, description="progress bars for compile steps")
 
     @classmethod
@@ -47,24 +61,34 @@ class Options(BaseModel):
             if name not in known:
                 raise OptionError(f"lutra has no option {name!r}: {did_you_mean(name, known)}")
         given = dict(options)
-        if given.get("dump") is None and os.environ.get("LUTRA_DUMP"):
-            given["dump"] = os.environ["LUTRA_DUMP"]
+        origins: dict[str, str] = {}
+        for name, variable in _ENVIRONMENT.items():
+            if given.get(name) is None and variable in os.environ:
+                given[name], origins[name] = os.environ[variable], variable
         try:
             return cls.model_validate(given)
         except ValidationError as error:
             problems = {str(p["loc"][0]): p for p in error.errors()}
             lines = (
-                f"option {name!r} is {given[name]!r}: {problem['msg']} ({cls.model_fields[name].description})"
+                f"{origins.get(name, f'option {name!r}')} is {given[name]!r}: "
+                f"{problem['msg'].removeprefix('Value error, ')} ({cls.model_fields[name].description})"
                 for name, problem in problems.items()
             )
             raise OptionError("; ".join(lines)) from None
 
     def cache_directory(self) -> Path:
-        """Where executables are kept: the option, `LUTRA_CACHE_DIR`, or the user's cache folder."""
-        given = self.cache_dir or os.environ.get("LUTRA_CACHE_DIR")
-        if given:
-            return Path(given).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lutra"
+        """Where executables are kept: the option, or the user's cache folder; raises `OptionError` when there is no
+        home folder."""
+        try:
+            if self.cache_dir is not None:
+                return self.cache_dir.expanduser()
+            caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+            return (caches if caches.is_absolute() else Path.home() / ".cache") / "lutra"
+        except RuntimeError:
+            raise OptionError(
+                f"no cache folder: there is no home folder for {str(self.cache_dir or '~')!r}; give the option "
+                "'cache_dir' or LUTRA_CACHE_DIR in full"
+            ) from None
 
     def fingerprint(self) -> str:
         """Equal for options that give the same weights: graphs of one model compiled under it share them packed."""

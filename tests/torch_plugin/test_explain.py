@@ -1,12 +1,13 @@
 """Predictions: their parts add up, the constants of the machine are read where they lie, errors are one message."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lutra
 import pytest
 import torch
+from lutra.codegen.cache import ExecutableCache
 from lutra.ir.errors import LutraError
 from lutra.torch_plugin import machine as machines
 from lutra.torch_plugin.causal_lm import generate
@@ -51,8 +52,7 @@ def test_more_context_costs_more(model: Any):
 
 def test_constants_are_taken_from_the_cache_folder(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     known, options = machine(model), Options.parse({"cache_dir": tmp_path})
-    path = machines._path(options, weights_of(model))
-    path.write_text(json.dumps({**known.__dict__, "products": dict(known.products)}))
+    ExecutableCache(tmp_path).keep(machines._key(options, weights_of(model)), asdict(known))
     monkeypatch.setattr(machines, "Meter", None)  # nothing is measured
     assert machine_for(products_of(model, 8), options, weights_of(model)) == known
 
