@@ -76,9 +76,10 @@ class Item:
 
 def make_private(folder: Path) -> None:
     """Make `folder` and what is missing above it, for this user alone; one that exists stays as it is."""
-    for each in (*reversed(folder.parents), folder):
-        if not each.is_dir():
-            each.mkdir(mode=0o700, exist_ok=True)
+    for parent in reversed(folder.parents):
+        if not os.path.lexists(parent):
+            parent.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def check_folder(folder: Path) -> None:

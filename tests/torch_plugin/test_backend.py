@@ -2,11 +2,9 @@
 
 import copy
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -378,87 +376,6 @@ def test_strict_takes_the_code_that_was_compiled_without_it_where_nothing_falls_
         with torch.no_grad():
             torch.testing.assert_close(fast(x), model(x))
         assert lutra.reports(fast)[-1].cache.startswith(cache)
-
-
-SCRIPT = """
-import sys, torch, lutra
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 64))
-x = torch.randn(1, 64)
-with torch.no_grad():
-    fast = torch.compile(model, backend="lutra", options={"recipe": {"lutra": 1, "name": "r", "passes": [
-        {"fuse": {}}, {"quantize-weights": {"bits": 4, "group_size": 32}}]}})
-    error = (fast(x) - model(x)).norm() / model(x).norm()
-print(lutra.reports(fast)[0].cache, error.item() < 0.3)
-"""
-
-
-def run_script(cache: Path) -> str:
-    environment = {**os.environ, "LUTRA_CACHE_DIR": str(cache)}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
-
-
-def test_the_cache_serves_a_second_process_and_damaged_entries_are_built_again(tmp_path: Path):
-    assert run_script(tmp_path) == "miss: this graph is new True"
-    assert run_script(tmp_path) == "hit True"
-    library = next(tmp_path.glob("*/graph.so"))
-    library.write_bytes(library.read_bytes()[:-1000])
-    assert run_script(tmp_path) == "miss: the entry was damaged True"
-    assert run_script(tmp_path) == "hit True"
-
-
-def test_two_processes_compile_at_once(tmp_path: Path):
-    environment = {**os.environ, "LUTRA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", SCRIPT]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert all(p.communicate()[0].strip().endswith("True") and p.returncode == 0 for p in running)
-    assert run_script(tmp_path) == "hit True"
-
-
-BELOW_A_FILE, READ_ONLY, FULL = "below a file", "read-only", "full"
-
-
-@pytest.fixture
-def refusing(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A cache folder that cannot be written. Permissions do not bind root: for root it is a file system of its own."""
-    folder = tmp_path / "refusing"
-    if request.param == BELOW_A_FILE:
-        folder.write_text("not a folder")
-        yield folder / "cache"
-        return
-    folder.mkdir()
-    if request.param == READ_ONLY and os.geteuid() != 0:
-        folder.chmod(0o500)
-        yield folder
-        folder.chmod(0o700)
-        return
-    option = {READ_ONLY: "ro", FULL: "size=16k"}[request.param]
-    command = ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # what was loaded from it is still in use
-
-
-@pytest.mark.parametrize(
-    ("refusing", "message"),
-    [
-        (BELOW_A_FILE, "cannot be made (Not a directory): compiled code is not kept"),
-        (READ_ONLY, "cannot be written ("),
-        (FULL, "cannot be written (No space left on device): compiled code is not kept"),
-    ],
-    indirect=["refusing"],
-)
-def test_a_cache_folder_that_refuses_is_logged_and_compilation_goes_on(
-    refusing: Path, message: str, caplog: pytest.LogCaptureFixture
-):
-    model, x = Pair(), torch.randn(1, 96)
-    with torch.no_grad():
-        fast = torch.compile(model, backend="lutra", options={"cache_dir": str(refusing)})
-        assert relative(fast(x), model(x)) < 1e-5
-    assert message in caplog.text
-    assert lutra.reports(fast)[0].cache == "miss: this graph is new"
 
 
 ENTRY_POINT = """

@@ -1,12 +1,13 @@
 """The command line: what it prints, and errors as one line."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from lutra.codegen import entries
+from lutra.codegen.entries import Stored
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import library, load_recipe
 from lutra.torch_plugin.cli import app, main
@@ -44,16 +45,38 @@ def test_targets_says_which_ones_run_here():
     assert "portable" in text and "yes" in text
 
 
-def test_cache_counts_and_clears_only_executables(tmp_path: Path):
-    entry = tmp_path / "0123"
-    entry.mkdir()
-    (entry / "manifest.json").write_text(json.dumps({}))
-    (entry / "graph.so").write_bytes(b"x" * 3_000_000)
-    (tmp_path / "notes").mkdir()
-    assert "1 executables, 3.0 MB" in output("cache", "info", "--cache-dir", str(tmp_path)).replace("\n", "")
-    assert "removed 1" in output("cache", "clear", "--cache-dir", str(tmp_path)).replace("\n", "")
-    assert [p.name for p in tmp_path.iterdir()] == ["notes"]
-    assert "0 executables" in output("cache", "info", "--cache-dir", str(tmp_path)).replace("\n", "")
+def test_cache_counts_and_clears_what_lutra_wrote_and_says_what_it_left_alone(tmp_path: Path):
+    folder = tmp_path / "cache"
+    entries.make_private(folder)
+    entries.write(folder, "0" * 32, {"graph": "g"}, Stored("graph.so", {}, b"x" * 3_000_000))
+    entries.write(folder, "1" * 32, {"launcher": "l"}, Stored("launcher.so", {}, b"x"))
+    entries.write(folder, "2" * 32, {"graph": "h"}, Stored("graph.so", {}, b"x"))
+    (folder / ("2" * 32) / "notes.txt").write_text("mine")
+    (folder / f".new-{'3' * 32}-abcdefgh").mkdir()
+    (app := folder / "app").mkdir()
+    (app / "manifest.json").write_text('{"name": "app"}')
+    (folder / "data.csv").write_text("1,2")
+    (folder / ("4" * 32)).symlink_to(app)
+    told = output("cache", "info", "--cache-dir", str(folder))
+    assert told == f"{folder}: 2 executables, 1 leftovers, 1 launchers, 3.0 MB\n"
+    told = output("cache", "clear", "--cache-dir", str(folder)).splitlines()
+    assert told == [
+        f"{folder}: removed 1 executables, 1 leftovers, 1 launchers",
+        f"left alone: {'2' * 32} (a file in it is not ours, or cannot be removed)",
+        f"left alone: {'4' * 32} (Not a directory)",
+        "left alone: app (not written by lutra)",
+        "left alone: data.csv (not written by lutra)",
+    ]
+    assert sorted(p.name for p in folder.iterdir()) == ["2" * 32, "4" * 32, "app", "data.csv"]
+    assert [p.name for p in (folder / ("2" * 32)).iterdir()] == ["notes.txt"]
+    assert (app / "manifest.json").exists()
+    assert output("cache", "info", "--cache-dir", str(folder)) == f"{folder}: 0 executables, 0.0 MB\n"
+
+
+def test_a_cache_folder_that_is_not_there_is_empty_and_not_made(tmp_path: Path):
+    for command in ("info", "clear"):
+        assert "0 executables" in output("cache", command, "--cache-dir", str(tmp_path / "none"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -62,6 +85,10 @@ def test_cache_counts_and_clears_only_executables(tmp_path: Path):
         (["recipes", "w2lut"], "did you mean 'w2-lut'?"),
         (["recipes", "w4", "--var", "bitz=2"], "did you mean 'bits'?"),
         (["recipes", "w4", "--var", "bits"], "--var takes NAME=VALUE"),
+        (["cache", "clear", "--cache-dir", ""], "option 'cache_dir' is '': it names no folder"),
+        (["cache", "clear", "--cache-dir", __file__], "Not a directory"),
+        (["pack", "model", "--output", ""], "an option that takes a path was given an empty one"),
+        (["profile", "model", "--trace", ""], "an option that takes a path was given an empty one"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(

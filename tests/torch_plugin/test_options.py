@@ -21,6 +21,9 @@ from lutra.torch_plugin.options import Options
         ),
         ({"recipe": 3}, "option 'recipe' is 3"),
         ({"vars": ["bits"]}, "option 'vars' is ['bits']"),
+        ({"cache_dir": ""}, "option 'cache_dir' is '': it names no folder; leave it out for the default, or give '.'"),
+        ({"cache_dir": "a\0b"}, "option 'cache_dir' is 'a\\x00b': it names no folder"),
+        ({"dump": ""}, "option 'dump' is '': it names no folder"),
     ],
 )
 def test_wrong_options_are_errors_that_say_what_would_be_right(options: dict[str, Any], message: str):
@@ -51,6 +54,24 @@ def test_environment_variables_stand_in_for_options(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("LUTRA_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert Options.parse({}).cache_directory() == tmp_path / "xdg" / "lutra"
+
+
+@pytest.mark.parametrize("variable", ["LUTRA_CACHE_DIR", "LUTRA_DUMP"])
+def test_an_empty_environment_variable_is_not_the_working_directory(variable: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(variable, "")
+    with pytest.raises(OptionError, match=f"^{variable} is '': it names no folder"):
+        Options.parse({})
+
+
+def test_a_cache_folder_needs_a_home_only_where_it_is_below_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for variable in ("LUTRA_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Options.parse({}).cache_directory() == tmp_path / ".cache" / "lutra"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
+    assert Options.parse({}).cache_directory() == tmp_path / ".cache" / "lutra"
+    with pytest.raises(OptionError, match="there is no home folder for '~nobody-of-that-name/cache'"):
+        Options.parse({"cache_dir": "~nobody-of-that-name/cache"}).cache_directory()
 
 
 def test_equal_options_have_equal_fingerprints_and_different_ones_differ():
