@@ -28,6 +28,8 @@ ROOM = 64 << 20
 """Bytes that are free where something is linked: LLVM ends the process when it cannot write an object."""
 
 Load = Callable[[Path], Any]
+_LOAD_ERRORS = (OSError, RuntimeError, ValueError)
+"""What loaders raise: `ctypes` the first, TVM the others."""
 
 
 @dataclass(frozen=True)
@@ -156,20 +158,21 @@ class ExecutableCache:
         """`load` of the library in `folder`; of a copy, where the cache's file system lets nothing be executed."""
         if stored.library is None:
             return None
+        path = folder / stored.library
         try:
-            return load(folder / stored.library)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = _last_line(error)
+            return load(path)
+        except _LOAD_ERRORS as error:
+            reason = _why(error, path)
         copy = Path(tempfile.mkdtemp(dir=temporary())) / stored.library
         if folder.parent != temporary():
-            _warn(f"code cannot be loaded from the cache folder ({reason}): it is loaded from {copy.parent.parent}")
+            _warn(f"code cannot be loaded from {folder.parent} ({reason}): it is loaded from {temporary()}")
         try:
             copy.write_bytes(stored.image)
             return load(copy)
-        except (OSError, RuntimeError, ValueError) as error:
+        except _LOAD_ERRORS as error:
             raise OSError(
                 f"compiled code can be loaded neither from {folder} ({reason}) nor from {copy.parent} "
-                f"({_last_line(error)}): let TMPDIR or cache_dir name a folder where files may be executed"
+                f"({_why(error, copy)}): let TMPDIR or cache_dir name a folder where files may be executed"
             ) from None
 
 
@@ -216,6 +219,6 @@ def _warn(text: str) -> None:
     logger.warning("%s", text)
 
 
-def _last_line(error: Exception) -> str:
-    """What the loader says: TVM says more above it."""
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+def _why(error: Exception, path: Path) -> str:
+    """What the loader says of `path`; TVM says more before it."""
+    return str(error).strip().rsplit(f"{path}: ", 1)[-1]
