@@ -24,7 +24,7 @@ from . import entries
 from .entries import Damaged, Refused, Stored
 
 logger = logging.getLogger("lutra")
-ROOM = 64 << 20
+ROOM = 32 << 20
 """Bytes that are free where something is linked: LLVM ends the process when it cannot write an object."""
 
 Load = Callable[[Path], Any]
@@ -111,8 +111,7 @@ class ExecutableCache:
             return temporary()
         try:
             entries.make_private(self.folder)
-            entries.check_folder(self.folder)
-            return self.folder
+            return entries.trusted(self.folder)
         except Refused as error:
             self._refuse(f"the cache folder is not used: {error}")
         except OSError as error:
@@ -201,16 +200,15 @@ def _write(place: Path, key: Key, stored: Stored) -> Path:
     return folder
 
 
-@cache
 def temporary() -> Path:
-    """A folder that lasts as long as this process."""
-    holder = tempfile.TemporaryDirectory(prefix="lutra-")
-    _holders.append(holder)
-    return Path(holder.name)
+    """A folder that lasts as long as this process; a new one where somebody tidied up."""
+    if not _holders or not Path(_holders[-1].name).is_dir():
+        _holders.append(tempfile.TemporaryDirectory(prefix="lutra-"))
+    return Path(_holders[-1].name)
 
 
-_holders: list[tempfile.TemporaryDirectory] = []
-"""Keeps the temporary folder until the process ends."""
+_holders: list[tempfile.TemporaryDirectory[str]] = []
+"""Keep temporary folders until the process ends."""
 
 
 @cache

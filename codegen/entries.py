@@ -82,15 +82,16 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise `Refused` unless `folder` is this user's (or root's) and nobody else may exchange what lies in it, or the
-    folder itself by way of those above it."""
+def trusted(folder: Path) -> Path:
+    """The path of `folder` without links; raises `Refused` unless it is this user's (or root's) and nobody else may
+    exchange what lies in it, or the folder itself by way of those above it."""
     folder = folder.resolve()
     _check(folder, folder.stat())
     for parent in folder.parents:
         mode = parent.stat().st_mode
         if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             raise Refused(f"others may exchange it, since they may write to {parent}")
+    return folder
 
 
 def _check(path: Path, status: os.stat_result) -> None:
@@ -130,7 +131,10 @@ def read(place: Path, name: str) -> Stored:
 
 def keys(place: Path, most: int = 200) -> Iterator[dict[str, str]]:
     """The parts of the keys of some entries."""
-    for name in islice(filter(_NAME.fullmatch, sorted(os.listdir(place))), most):
+    names: list[str] = []
+    with suppress(OSError):
+        names = sorted(os.listdir(place))
+    for name in islice(filter(_NAME.fullmatch, names), most):
         with suppress(OSError, Damaged), _opened(place / name) as folder:
             yield _manifest(place / name, folder)[1]["key"]
 
@@ -247,7 +251,7 @@ def remove(place: Path, name: str) -> bool:
 
 def _item(parent: int, name: str) -> Item:
     if not (_NAME.fullmatch(name) or _SCRATCH.fullmatch(name)):
-        return Item(name, None, why="not written by lutra")
+        return Item(name, None, why="without lutra's mark")
     try:
         with _folder(name, parent) as folder:
             files = [os.stat(file, dir_fd=folder, follow_symlinks=False) for file in os.listdir(folder)]
@@ -259,7 +263,7 @@ def _item(parent: int, name: str) -> Item:
                 return Item(name, "leftover", size)
             manifest = _parsed(_contents(Path(name), folder, MANIFEST))
             if manifest is None:
-                return Item(name, None, size, f"its {MANIFEST} is not one of lutra's")
+                return Item(name, None, size, f"its {MANIFEST} has other keys than lutra's")
             return Item(name, KINDS[manifest["library"]], size)
     except BlockingIOError:
         return Item(name, None, why="being written")

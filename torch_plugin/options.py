@@ -21,7 +21,7 @@ _ENVIRONMENT = {"dump": "LUTRA_DUMP", "cache_dir": "LUTRA_CACHE_DIR"}
 
 def _named(value: Any) -> Any:
     """Not the working directory for want of a name."""
-    if isinstance(value, str) and (not value or "\0" in value):
+    if isinstance(value, str | Path) and (not str(value) or "\0" in str(value)):
         raise ValueError("it names no folder; leave it out for the default, or give '.' for the working directory")
     return value
 

@@ -64,8 +64,8 @@ def test_cache_counts_and_clears_what_lutra_wrote_and_says_what_it_left_alone(tm
         f"{folder}: removed 1 executables, 1 leftovers, 1 launchers",
         f"left alone: {'2' * 32} (a file in it is not ours, or cannot be removed)",
         f"left alone: {'4' * 32} (Not a directory)",
-        "left alone: app (not written by lutra)",
-        "left alone: data.csv (not written by lutra)",
+        "left alone: app (without lutra's mark)",
+        "left alone: data.csv (without lutra's mark)",
     ]
     assert sorted(p.name for p in folder.iterdir()) == ["2" * 32, "4" * 32, "app", "data.csv"]
     assert [p.name for p in (folder / ("2" * 32)).iterdir()] == ["notes.txt"]
