@@ -15,6 +15,7 @@ CHECKPOINT = Path(__file__).resolve().parents[1] / "assets" / "tiny-llama"
 
 
 def test_kernels_of_every_call_are_recorded_with_the_weights_that_they_read(tmp_path: Path):
+    torch._dynamo.reset()  # sizes that differ from those of another test's model would be symbols
     model = nn.Sequential(nn.Linear(128, 192), nn.ReLU(), nn.Linear(192, 64))
     options: Any = {"recipe": "w4", "vars": {"group_size": 64}}
     fast = torch.compile(model, backend="lutra", options=options)
