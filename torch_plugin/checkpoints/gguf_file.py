@@ -1,10 +1,9 @@
 """GGUF files of architecture `llama` as checkpoints under the names of Transformers, mapped into memory."""
 
 import re
-from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from ...ir.quantization import QuantizedWeight
 from .checkpoint import Checkpoint, Plain, Quantized, named
 from .gguf import KINDS, from_gguf
 from .gguf_config import llama_config
+from .gguf_header import GgufTensor, read_header, shown
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
@@ -36,53 +36,59 @@ def read_gguf(path: Path) -> Checkpoint:
 
     Linear layers must be of a type in `gguf.KINDS`, or in floating point. Embeddings, and an output layer of another
     type (llama.cpp keeps it in Q6_K), are computed in float32 by `gguf`."""
+    if find_spec("gguf") is None:
+        raise CheckpointError(f"{path}: GGUF files are read with gguf: pip install gguf")
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise CheckpointError(f"{path}: GGUF files are read with gguf: pip install gguf") from None
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, KeyError, OSError, IndexError) as error:
-        raise CheckpointError(f"{path} is not a whole GGUF file: {error}") from None
-    if reader.byte_order != "I":
-        raise CheckpointError(
-            f"{path} has the bytes of its numbers in the other order: convert it on a machine like this"
-        )
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in tensors:
-        raise CheckpointError(f"{path} has no token_embd.weight: it is no language model")
-    frequencies = tensors.pop(_FREQUENCIES, None)
-    try:
-        config = llama_config(
-            metadata={key: field.contents() for key, field in reader.fields.items() if "tokenizer.ggml.to" not in key},
-            tensors=tensors.keys(),
-            vocabulary=int(tensors["token_embd.weight"].shape[-1]),
-            frequencies=None if frequencies is None else _floating(frequencies),
-        )
+        return _checkpoint(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    file = read_header(path)
+    tensors = dict(file.tensors)
+    if "token_embd.weight" not in tensors:
+        raise CheckpointError("it has no token_embd.weight: it is no language model")
+    frequencies = tensors.pop(_FREQUENCIES, None)
+    if frequencies is not None and frequencies.kind not in _FLOATING:
+        raise CheckpointError(f"{_FREQUENCIES} is of type {frequencies.kind}: {' or '.join(_FLOATING)} would be right")
+    config = llama_config(
+        metadata=file.metadata,
+        tensors=tensors.keys(),
+        vocabulary=tensors["token_embd.weight"].shape[0],
+        frequencies=None if frequencies is None else _floating(frequencies),
+    )
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     quantized: dict[str, Quantized] = {}
     plain: dict[str, Plain] = {}
     for name, tensor in tensors.items():
-        layer, parameter = _parameter(name, path)
-        order = _row_order(int(tensor.shape[-1]), heads[layer]) if layer in heads else None
-        kind = tensor.tensor_type.name
-        if kind in KINDS and layer != "token_embd":
-            quantized[parameter] = named(f"{path}: {name}", partial(_quantized, tensor, order))
-        elif kind in _FLOATING:
-            plain[parameter] = partial(_floating, tensor, order)
+        layer, parameter = _parameter(name)
+        turned = heads.get(layer)
+        if turned is not None and tensor.shape[0] % (2 * turned):
+            raise CheckpointError(f"{name} has {tensor.shape[0]} rows, which are no whole pairs of {turned} heads")
+        if tensor.kind in KINDS and layer != "token_embd":
+            if len(tensor.shape) != 2:
+                raise CheckpointError(
+                    f"{name} is of type {tensor.kind} and of shape {list(tensor.shape)}: only matrices can be quantised"
+                )
+            quantized[parameter] = Quantized(
+                tensor.shape, named(f"{path}: {name}", partial(_quantized, tensor, turned))
+            )
+        elif tensor.kind in _FLOATING:
+            plain[parameter] = Plain(tensor.shape, partial(_floating, tensor, turned))
         elif layer in ("token_embd", "output"):
-            plain[parameter] = partial(_computed, tensor, path)
+            plain[parameter] = Plain(tensor.shape, partial(_computed, tensor, path))
         else:
             raise CheckpointError(
-                f"{path}: {name} is of type {kind}, which cannot be read without quantising again: "
+                f"{name} is of type {tensor.kind}, which cannot be read without quantising again: "
                 f"linear layers may be {', '.join((*KINDS, *_FLOATING))}"
             )
     return Checkpoint(config, quantized, plain, "GGUF")
 
 
-def _parameter(name: str, path: Path) -> tuple[str, str]:
+def _parameter(name: str) -> tuple[str, str]:
     """GGUF's name of a layer without its block, and the parameter's name in Transformers."""
     block = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if block is not None:
@@ -91,7 +97,7 @@ def _parameter(name: str, path: Path) -> tuple[str, str]:
         if module is not None:
             prefix = "" if number is None else f"model.layers.{number}."
             return layer, f"{prefix}{module}.{suffix}"
-    raise CheckpointError(f"{path}: a llama model of Transformers has no place for tensor {name}")
+    raise CheckpointError(f"a llama model of Transformers has no place for tensor {shown(name)}")
 
 
 def _row_order(rows: int, heads: int) -> torch.Tensor:
@@ -101,33 +107,31 @@ def _row_order(rows: int, heads: int) -> torch.Tensor:
     return torch.arange(rows).reshape(heads, -1, 2).transpose(1, 2).flatten()
 
 
-def _bytes(tensor: Any) -> torch.Tensor:
+def _in_order(rows: torch.Tensor, turned: int | None) -> torch.Tensor:
+    return rows if turned is None else rows[_row_order(len(rows), turned)]
+
+
+def _bytes(tensor: GgufTensor) -> torch.Tensor:
     """A copy of what the file holds: torch knows no memory that cannot be written."""
     return torch.from_numpy(np.array(tensor.data))
 
 
-def _quantized(tensor: Any, order: torch.Tensor | None) -> QuantizedWeight:
-    rows = _bytes(tensor)
-    return from_gguf(rows if order is None else rows[order], tensor.tensor_type.name)
+def _quantized(tensor: GgufTensor, turned: int | None) -> QuantizedWeight:
+    return from_gguf(_in_order(_bytes(tensor), turned), tensor.kind)
 
 
-def _floating(tensor: Any, order: torch.Tensor | None = None) -> torch.Tensor:
-    values = _FLOATING[tensor.tensor_type.name](_bytes(tensor))
-    return values if order is None else values[order]
+def _floating(tensor: GgufTensor, turned: int | None = None) -> torch.Tensor:
+    return _in_order(_bytes(tensor).view(_FLOATING[tensor.kind]), turned)
 
 
-def _computed(tensor: Any, path: Path) -> torch.Tensor:
+def _computed(tensor: GgufTensor, path: Path) -> torch.Tensor:
+    from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
     try:
-        return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type))
+        return torch.from_numpy(dequantize(tensor.data, GGMLQuantizationType[tensor.kind]))
     except NotImplementedError:
-        kind = tensor.tensor_type.name
-        raise CheckpointError(f"{path}: {tensor.name} is of type {kind}, which gguf cannot compute") from None
+        raise CheckpointError(f"{path}: {tensor.name} is of type {tensor.kind}, which gguf cannot compute") from None
 
 
-_FLOATING: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "F32": lambda values: values,
-    "F16": lambda values: values,
-    "BF16": lambda values: values.view(torch.bfloat16),  # numpy has no such type: the reader shows bytes
-}
+_FLOATING: dict[str, torch.dtype] = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -11,7 +11,7 @@ def test_paths_go_to_their_readers(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has no config.json"):
         read_checkpoint(tmp_path)
     (tmp_path / "model.gguf").write_text("no such thing")
-    with pytest.raises(CheckpointError, match="GGUF magic invalid"):
+    with pytest.raises(CheckpointError, match="it is no GGUF file"):
         read_checkpoint(str(tmp_path / "model.gguf"))
     for path in (tmp_path / "none.gguf", tmp_path / "model.bin"):
         with pytest.raises(CheckpointError, match=f"{path.name} is neither a folder with a config.json nor a .gguf"):
