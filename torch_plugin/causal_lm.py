@@ -1,13 +1,16 @@
 """Causal language models of Transformers for the command line: from a checkpoint or a packed folder, compiled in place,
 and a generation that runs a prefill and decode steps over a static cache."""
 
+import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..ir.errors import LutraError
+from .checkpoints.transformers_folder import load_unquantized
 from .given_model import is_quantized_checkpoint
 from .loading import load
 from .packed_model import is_packed
@@ -18,19 +21,19 @@ def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mappin
     own).
 
     model: folder or hub name of a checkpoint, whose recipe is `default` when none is given; a checkpoint that others
-    quantised, with its own codes; or a folder that `lutra pack` wrote, which has its recipe."""
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        raise LutraError("models are loaded with Transformers: pip install transformers") from None
+    quantised, with its own codes; or a folder that `lutra pack` wrote, which has its recipe. Raises `CheckpointError`
+    or `PackedModelError`."""
+    if find_spec("transformers") is None:
+        raise LutraError("models are loaded with Transformers: pip install transformers")
     options: dict[str, Any] = {"vars": variables} if variables else {}
     options |= {"recipe": recipe} if recipe is not None else {}
-    if is_packed(model):
+    here = os.path.exists(model)  # False, too, for what no path can be
+    if here and is_packed(model):
         return load(model, options=options)
     options["release_weights"] = True
-    if is_quantized_checkpoint(Path(model)):
+    if here and is_quantized_checkpoint(Path(model)):
         return load(model, options=options, dtype=None if dtype == "auto" else getattr(torch, dtype))
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    loaded = load_unquantized(model, dtype)
     loaded.compile(backend="lutra", options={"recipe": default, **options})
     return loaded
 

@@ -1,7 +1,6 @@
 """Models that others quantised, compiled with the codes that they came with: GPTQ, AWQ, GGUF on disk, torchao in
 memory."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ import torch
 from torch import nn
 
 from ..ir.errors import CheckpointError
-from .checkpoints.checkpoint import Checkpoint, named
-from .checkpoints.folder import METHODS
+from .checkpoints.checkpoint import Checkpoint, Plain, Quantized, named
+from .checkpoints.folder import METHODS, quantization_method
+from .checkpoints.json_file import read_object
 from .checkpoints.reading import read_checkpoint
 from .checkpoints.torchao import LAYOUTS, from_torchao
+from .checkpoints.transformers_model import empty_model, refusing
 from .model_state import ModelState, keep_state
 from .options import Options
 from .release import unreadable
@@ -22,14 +23,13 @@ RECIPE = "given"
 
 
 def is_quantized_checkpoint(path: Path) -> bool:
-    """True for a `.gguf` file, and for a folder whose configuration names a method that `load_checkpoint` reads."""
+    """True for a `.gguf` file, and for a folder whose configuration names a method that `load_checkpoint` reads.
+
+    Raises `CheckpointError` for a configuration that cannot be read."""
     if path.suffix == ".gguf":
         return True
-    try:
-        settings = json.loads((path / "config.json").read_text()).get("quantization_config") or {}
-    except (OSError, ValueError, AttributeError):
-        return False
-    return str(settings.get("quant_method", "")).lower() in METHODS
+    config = path / "config.json"
+    return config.exists() and quantization_method(config, read_object(config)) in METHODS
 
 
 def load_checkpoint(path: Path, options: Mapping[str, Any], dtype: torch.dtype | None = None) -> Any:
@@ -38,15 +38,13 @@ def load_checkpoint(path: Path, options: Mapping[str, Any], dtype: torch.dtype |
     dtype: of what is not quantised and of activations; None: that of the checkpoint's configuration, else bfloat16.
     options: of the lutra backend; the recipe should have the pass `given-weights` (default: the recipe `given`).
     Raises `CheckpointError`."""
-    from transformers import AutoModelForCausalLM
-
     checkpoint = read_checkpoint(path)
     config: Any = checkpoint.config
     dtype = dtype or (config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config).to(dtype)
+    empty = empty_model(path, config, len(checkpoint.quantized) + len(checkpoint.plain)).to(dtype)
     values = _values(path, checkpoint, empty, dtype)
-    model = type(empty).from_pretrained(None, config=config, state_dict=values, dtype=dtype).eval()
+    with refusing(f"{path}: Transformers does not load it"):
+        model = type(empty).from_pretrained(None, config=config, state_dict=values, dtype=dtype).eval()
     parameters = dict(model.named_parameters())
     return _compiled(model, {name: (parameters[name], read) for name, read in checkpoint.quantized.items()}, options)
 
@@ -71,34 +69,36 @@ def adopt_torchao(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
 
 
 def _values(path: Path, checkpoint: Checkpoint, empty: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the model's tensors are filled with; quantised ones get no values."""
-    wanted = dict(empty.named_parameters())
-    persistent = set(empty.state_dict())
-    values: dict[str, torch.Tensor] = {}
-    for name in sorted(checkpoint.quantized, key=lambda name: -_count(wanted.get(name))):  # the largest first
+    """What the model's tensors are filled with; quantised ones get no values. Nothing is read before all fits."""
+    wanted, kind = empty.state_dict(), type(empty).__name__
+    stored: dict[str, Quantized | Plain] = {**checkpoint.quantized, **checkpoint.plain}
+    for name, tensor in stored.items():
         if name not in wanted:
-            raise CheckpointError(f"{path}: a {type(empty).__name__} has no {name}, which the checkpoint holds")
-        tensor = wanted[name]
-        values[name] = unreadable(tensor.shape, dtype)
-    for name, read in checkpoint.plain.items():
-        value = read()
-        if name not in persistent:
-            if name.endswith(".bias") and not value.any():
+            if isinstance(tensor, Plain) and name.endswith(".bias") and not tensor().any():
                 continue  # some tools write a bias for layers that have none
-            raise CheckpointError(f"{path}: a {type(empty).__name__} has no {name}, which the checkpoint holds")
-        if value.shape != empty.state_dict()[name].shape:
+            raise CheckpointError(f"{path}: a {kind} has no {name}, which the checkpoint holds")
+        if tensor.shape != tuple(wanted[name].shape):
             raise CheckpointError(
-                f"{path}: {name} is {list(value.shape)} where the model has {list(empty.state_dict()[name].shape)}"
+                f"{path}: {name} is {list(tensor.shape)} where the model has {list(wanted[name].shape)}"
             )
-        values[name] = value.to(dtype) if value.is_floating_point() else value
-    missing = sorted(wanted.keys() - values.keys())
+        if isinstance(tensor, Plain) and not _converts(tensor.dtype, wanted[name].dtype):
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype} where the model has {wanted[name].dtype}")
+        if isinstance(tensor, Quantized) and not isinstance(empty.get_submodule(name.rpartition(".")[0]), nn.Linear):
+            raise CheckpointError(f"{path}: {name} is quantised, and belongs to no linear layer of a {kind}")
+    missing = sorted(dict(empty.named_parameters()).keys() - stored.keys())
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which a {type(empty).__name__} needs")
+        raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which a {kind} needs")
+    values: dict[str, torch.Tensor] = {}
+    for name in sorted(checkpoint.quantized, key=lambda name: -wanted[name].numel()):  # the largest first
+        values[name] = unreadable(wanted[name].shape, dtype)
+    for name in checkpoint.plain.keys() & wanted.keys():
+        value = checkpoint.plain[name]()
+        values[name] = value.to(dtype) if value.is_floating_point() else value
     return values
 
 
-def _count(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel()
+def _converts(stored: torch.dtype | None, wanted: torch.dtype) -> bool:
+    return stored == wanted or (stored is not None and stored.is_floating_point and wanted.is_floating_point)
 
 
 def _compiled(model: Any, given: Mapping[str, tuple[torch.Tensor, Any]], options: Mapping[str, Any]) -> Any:

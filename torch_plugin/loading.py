@@ -1,5 +1,6 @@
 """`lutra.load`: models whose weights are low-bit on disk, compiled in place."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ir.errors import CheckpointError
 from .given_model import is_quantized_checkpoint, load_checkpoint
 from .packed_model import is_packed, load_packed
 
@@ -25,6 +27,8 @@ def load(
     lutra backend; a packed folder has its own recipe, another checkpoint is compiled with the recipe `given`. dtype: of
     what a checkpoint of others holds in floating point. Raises `PackedModelError` or `CheckpointError`."""
     path = Path(path)
+    if not os.path.exists(path):  # False, too, for what no path can be
+        raise CheckpointError(f"there is no folder or file {str(path)!r}")
     if not is_packed(path) and is_quantized_checkpoint(path):
         return load_checkpoint(path, options or {}, dtype)
     return load_packed(path, model, options or {})

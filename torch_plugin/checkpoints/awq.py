@@ -12,7 +12,7 @@ import torch
 
 from ...ir.errors import QuantizationError
 from ...ir.quantization import QuantizedWeight
-from .common import grouped, require, to_float16, unpack_words
+from .common import Layout, grouped, require, require_matrices, to_float16, unpack_words
 
 
 def from_awq(
@@ -25,6 +25,19 @@ def from_awq(
         raise QuantizationError(
             f"version = {version!r} orders codes for other kernels: save the model with version = 'gemm'"
         )
+    layout = awq_layout(qweight, qzeros, scales)
+    return QuantizedWeight(
+        codes=_in_order(qweight).t().contiguous(),
+        scales=to_float16(scales.t(), "a scale"),
+        zero_points=_in_order(qzeros).t().to(torch.float16).contiguous(),
+        format=layout.format,
+    )
+
+
+def awq_layout(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> Layout:
+    """What a layer of these types and shapes stands for (values are not read: tensors may be on the meta device);
+    raises `QuantizationError`."""
+    require_matrices(qweight=qweight, qzeros=qzeros, scales=scales)
     columns, (groups, rows) = qweight.shape[0], scales.shape
     if qweight.shape[-1] * 8 != rows:
         raise QuantizationError(
@@ -34,12 +47,7 @@ def from_awq(
     require("qweight", qweight, torch.int32, columns, rows // 8)
     require("qzeros", qzeros, torch.int32, groups, rows // 8)
     require("scales", scales, None, groups, rows)
-    return QuantizedWeight(
-        codes=_in_order(qweight).t().contiguous(),
-        scales=to_float16(scales.t(), "a scale"),
-        zero_points=_in_order(qzeros).t().to(torch.float16).contiguous(),
-        format=grouped(4, columns, groups),
-    )
+    return Layout(rows, columns, grouped(4, columns, groups))
 
 
 def _in_order(words: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,30 +12,36 @@ from ...ir.quantization import QuantizedWeight
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Stored(Generic[T]):
-    """A tensor on disk, of which the `shape` is known before it is read by calling this."""
+class Quantized:
+    """A matrix of codes on disk, `[N, K]`, which a call reads and converts."""
 
     shape: tuple[int, ...]
-    read: Callable[[], T]
+    read: Callable[[], QuantizedWeight]
 
-    def __call__(self) -> T:
+    def __call__(self) -> QuantizedWeight:
         return self.read()
 
 
-Quantized = Stored[QuantizedWeight]
-Plain = Stored[torch.Tensor]
+@dataclass(frozen=True)
+class Plain:
+    """Any other tensor on disk, which a call reads. dtype: of what the call returns; None: one that torch lacks."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    read: Callable[[], torch.Tensor]
+
+    def __call__(self) -> torch.Tensor:
+        return self.read()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A quantised model on disk. Nothing but names and shapes has been read; each call reads and converts one tensor.
 
-    config: of Transformers, without `quantization_config`. Whether it fits the tensors, nobody has asked yet.
-    quantized: matrices of linear layers, `[N, K]`, by the name that the parameter has in Transformers' model
+    config: of Transformers, without `quantization_config`. Whether it fits the tensors has not been asked yet.
+    quantized: matrices of linear layers, by the name that the parameter has in Transformers' model
         (`model.layers.0.mlp.down_proj.weight`).
     plain: every other tensor by its name there, in the type that it is stored in; float32 where it has to be
         computed from blocks (embeddings in a GGUF file).

@@ -1,5 +1,7 @@
 """What the layouts have in common: codes in words of 32 bits, groups of equal size, scales in float16."""
 
+from dataclasses import dataclass
+
 import torch
 
 from ...ir.errors import QuantizationError
@@ -18,6 +20,15 @@ def unpack_words(words: torch.Tensor, bits: int) -> torch.Tensor:
     else:
         fields, shifts = stream, torch.arange(0, 8, bits, dtype=torch.uint8)
     return (fields.unsqueeze(-1) >> shifts & 2**bits - 1).to(torch.uint8).flatten(1)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A matrix of codes `[rows, columns]`, which is `[N, K]`."""
+
+    rows: int
+    columns: int
+    format: WeightFormat
 
 
 def grouped(bits: int, columns: int, groups: int) -> WeightFormat:
@@ -41,6 +52,13 @@ def to_float16(values: torch.Tensor, what: str) -> torch.Tensor:
             "finite, up to 65504, and not under 6e-8 unless 0"
         )
     return rounded.contiguous()
+
+
+def require_matrices(**tensors: torch.Tensor) -> None:
+    """Raise `QuantizationError` unless each of `tensors` has two dimensions, none of them 0."""
+    for name, tensor in tensors.items():
+        if tensor.dim() != 2 or not tensor.numel():
+            raise QuantizationError(f"{name} has the shape {list(tensor.shape)}: a matrix would be right")
 
 
 def require(name: str, tensor: torch.Tensor, dtype: torch.dtype | None, *shape: int) -> None:

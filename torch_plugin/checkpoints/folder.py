@@ -1,22 +1,82 @@
 """Folders in the form of Hugging Face that GPTQ or AWQ tools wrote: `config.json` and safetensors files."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ...ir.errors import CheckpointError
+from ...ir.errors import CheckpointError, QuantizationError
 from ...ir.quantization import QuantizedWeight
-from .awq import from_awq
+from .awq import awq_layout, from_awq
 from .checkpoint import Checkpoint, Plain, Quantized, named
-from .gptq import from_gptq
+from .common import Layout
+from .gptq import from_gptq, gptq_layout
+from .json_file import read_object, shown
+from .tensor_files import stored_tensors
+from .transformers_model import transformers_config
 
-_INDEX = "model.safetensors.index.json"
 _PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+Parts = Mapping[str, torch.Tensor]
+"""The tensors of a layer by what is in `_PARTS`; g_idx may be missing."""
+
+
+def _no_zero(size: int) -> int:
+    if not size:
+        raise ValueError("-1 or a positive number would be right")
+    return size
+
+
+class _Settings(BaseModel):
+    """What both have in `quantization_config`. bits and group_size (-1: one group a row) only have to be possible: the
+    tensors decide, since single layers may have other ones."""
+
+    model_config = ConfigDict(strict=True)
+
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: Annotated[int, Field(ge=-1, lt=2**31), AfterValidator(_no_zero)] = -1
+    version: str | None = None
+    format: str | None = None
+
+
+class _Gptq(_Settings):
+    checkpoint_format: str | None = None
+    sym: bool = False
+
+    def layout(self, parts: Parts) -> Layout:
+        return gptq_layout(**parts)
+
+    def read(self, parts: Parts) -> QuantizedWeight:
+        return from_gptq(**parts, checkpoint_format=self.checkpoint_format or self.format or "gptq", symmetric=self.sym)
+
+
+class _Awq(_Settings):
+    """GPTQModel writes a g_idx here, too, which AWQ does not use."""
+
+    def layout(self, parts: Parts) -> Layout:
+        return awq_layout(parts["qweight"], parts["qzeros"], parts["scales"])
+
+    def read(self, parts: Parts) -> QuantizedWeight:
+        return from_awq(parts["qweight"], parts["qzeros"], parts["scales"], self.version or self.format or "gemm")
+
+
+_METHODS = {"gptq": _Gptq, "awq": _Awq}
+METHODS = tuple(_METHODS)
+"""`quant_method` of what can be read."""
+
+
+def quantization_method(path: Path, config: Mapping[str, Any]) -> str | None:
+    """`quant_method` of the `config` that is at `path`, in lower case; None for a model that is not quantised. Raises
+    `CheckpointError`."""
+    settings = config.get("quantization_config")
+    if settings is None:
+        return None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path}: quantization_config = {shown(settings)}: an object, {{...}}, would be right")
+    return str(settings.get("quant_method", "")).lower()
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -24,14 +84,22 @@ def read_folder(folder: Path) -> Checkpoint:
 
     A layer is quantised when it has a `qweight`. All other tensors are plain, under the names that they have in the
     files: old tools also wrote biases of zeros for layers that have none in Transformers."""
-    settings = _settings(folder)
-    method = str(settings.get("quant_method", "")).lower()
-    if method not in _READERS:
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(f"{folder} has no config.json: name a model's folder, or a .gguf file")
+    config = read_object(path)
+    method = quantization_method(path, config)
+    if method is None:
         raise CheckpointError(
-            f"{folder}: quant_method = {method!r} in config.json: {' and '.join(_READERS)} can be read"
+            f"{path} has no quantization_config: the model is not quantised, load it with Transformers"
         )
-    source, read = method.upper(), _READERS[method](settings)
-    tensors = _tensors(folder)
+    if method not in _METHODS:
+        raise CheckpointError(
+            f"{folder}: quant_method = {shown(method)} in config.json: {' and '.join(METHODS)} can be read"
+        )
+    settings = _settings(path, method, config.pop("quantization_config"))
+    tensors = stored_tensors(folder)
+    count = len(tensors)
     layers = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     quantized: dict[str, Quantized] = {}
     for layer in layers:
@@ -39,84 +107,41 @@ def read_folder(folder: Path) -> Checkpoint:
         missing = [part for part in ("qzeros", "scales") if part not in parts]
         if missing:
             raise CheckpointError(
-                f"{folder}: {layer} has a qweight, but no {' and no '.join(missing)}: {source} stores them together"
+                f"{folder}: {layer} has a qweight, but no {' and no '.join(missing)}: "
+                f"{method.upper()} stores them together"
             )
         name = f"{layer}.weight"
-        quantized[name] = named(f"{source} weight {name} in {folder}", partial(_quantized, parts, read))
+        if name in tensors:
+            raise CheckpointError(f"{folder}: {layer} has a qweight and a weight: one of them would be right")
+        where = f"{method.upper()} weight {name} in {folder}"
+        quantized[name] = Quantized(_shape(where, settings, parts), named(where, partial(_quantized, settings, parts)))
     # Buffers of the rotary embedding, which older versions of Transformers saved, are computed from the configuration.
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(".rotary_emb.inv_freq")}
-    return Checkpoint(_config(folder), quantized, plain, source)
+    return Checkpoint(transformers_config(path, config, count), quantized, plain, method.upper())
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    """`quantization_config` of config.json."""
-    path = folder / "config.json"
+def _settings(path: Path, method: str, values: Mapping[str, Any]) -> "_Gptq | _Awq":
     try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json: name a model's folder, or a .gguf file") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from None
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict):
-        raise CheckpointError(
-            f"{path} has no quantization_config: the model is not quantised, load it with Transformers"
+        return _METHODS[method].model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise CheckpointError(f"{path}: quantization_config: {key} = {shown(values[key])}: {first['msg']}") from None
+
+
+def _shape(where: str, settings: "_Gptq | _Awq", parts: Mapping[str, Plain]) -> tuple[int, int]:
+    """`[N, K]`, by the headers of the files."""
+    odd = [name for name, part in parts.items() if part.dtype is None]
+    if odd:
+        raise CheckpointError(f"{where}: {odd[0]} is of a type that torch does not have")
+    try:
+        layout = settings.layout(
+            {name: torch.empty(part.shape, dtype=part.dtype, device="meta") for name, part in parts.items()}
         )
-    return settings
+    except QuantizationError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    return layout.rows, layout.columns
 
 
-def _config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    del config.quantization_config
-    return config
-
-
-def _tensors(folder: Path) -> dict[str, Plain]:
-    """How to read each tensor, by name; the files are mapped."""
-    tensors: dict[str, Plain] = {}
-    for path in _files(folder):
-        try:
-            file = safe_open(path, "pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a whole file of tensors: {error}") from None
-        tensors |= {name: partial(file.get_tensor, name) for name in file.offset_keys()}
-    return tensors
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    files = sorted(folder.glob("*.safetensors"))
-    if len(files) != 1:
-        held = ", ".join(path.name for path in files) or "none"
-        raise CheckpointError(
-            f"{folder} has no {_INDEX}, so there should be one *.safetensors file; there is: {held}. Older kinds of "
-            "files (.bin, .pt) can be converted with safetensors"
-        )
-    return files
-
-
-def _quantized(parts: Mapping[str, Plain], read: Callable[..., QuantizedWeight]) -> QuantizedWeight:
-    return read(**{part: tensor() for part, tensor in parts.items()})
-
-
-def _gptq(settings: Mapping[str, Any]) -> Callable[..., QuantizedWeight]:
-    form = settings.get("checkpoint_format") or settings.get("format") or "gptq"
-    return partial(from_gptq, checkpoint_format=form, symmetric=bool(settings.get("sym", False)))
-
-
-def _awq(settings: Mapping[str, Any]) -> Callable[..., QuantizedWeight]:
-    version = settings.get("version") or settings.get("format") or "gemm"
-
-    def read(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, **_: torch.Tensor) -> QuantizedWeight:
-        return from_awq(qweight, qzeros, scales, version)  # GPTQModel writes a g_idx here, too, which AWQ does not use
-
-    return read
-
-
-_READERS = {"gptq": _gptq, "awq": _awq}
-METHODS = tuple(_READERS)
-"""`quant_method` of what can be read."""
+def _quantized(settings: "_Gptq | _Awq", parts: Mapping[str, Plain]) -> QuantizedWeight:
+    return settings.read({part: tensor() for part, tensor in parts.items()})

@@ -24,7 +24,7 @@ from ...ir.quantization import QuantizedWeight, WeightFormat
 def from_gguf(rows: torch.Tensor, kind: str) -> QuantizedWeight:
     """The codes of one matrix as they are stored.
 
-    rows: uint8 `[N, bytes of K weights]`, as `GGUFReader` shows a tensor of `kind` (a key of `KINDS`).
+    rows: uint8 `[N, bytes of K weights]` of whole blocks of `kind` (a key of `KINDS`).
     Raises `QuantizationError`."""
     if kind not in KINDS:
         raise QuantizationError(f"type {kind} cannot be read without quantising again: {', '.join(KINDS)} can")
@@ -59,7 +59,10 @@ def _tq2_0(blocks: torch.Tensor) -> QuantizedWeight:
 
 def _float16(bytes_: torch.Tensor) -> torch.Tensor:
     """float16 `[N, blocks]` of uint8 `[N, blocks, 2]`."""
-    return bytes_.contiguous().view(torch.float16).squeeze(-1)
+    scales = bytes_.contiguous().view(torch.float16).squeeze(-1)
+    if not scales.isfinite().all():
+        raise QuantizationError("a block has a scale that is NaN or infinite: the file is damaged")
+    return scales
 
 
 KINDS: dict[str, tuple[int, Callable[[torch.Tensor], QuantizedWeight]]] = {

@@ -7,7 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...ir.errors import CheckpointError
-from .gguf_header import GgufArray, shown
+from .gguf_header import GgufArray
+from .json_file import shown
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

@@ -10,10 +10,12 @@ import torch
 
 from ...ir.errors import CheckpointError
 from ...ir.quantization import QuantizedWeight
+from ..regular_files import regular_file
 from .checkpoint import Checkpoint, Plain, Quantized, named
 from .gguf import KINDS, from_gguf
 from .gguf_config import llama_config
-from .gguf_header import GgufTensor, read_header, shown
+from .gguf_header import GgufTensor, read_header
+from .json_file import shown
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {
@@ -38,6 +40,7 @@ def read_gguf(path: Path) -> Checkpoint:
     type (llama.cpp keeps it in Q6_K), are computed in float32 by `gguf`."""
     if find_spec("gguf") is None:
         raise CheckpointError(f"{path}: GGUF files are read with gguf: pip install gguf")
+    regular_file(path, CheckpointError)
     try:
         return _checkpoint(path)
     except CheckpointError as error:
@@ -77,9 +80,9 @@ def _checkpoint(path: Path) -> Checkpoint:
                 tensor.shape, named(f"{path}: {name}", partial(_quantized, tensor, turned))
             )
         elif tensor.kind in _FLOATING:
-            plain[parameter] = Plain(tensor.shape, partial(_floating, tensor, turned))
+            plain[parameter] = Plain(tensor.shape, _FLOATING[tensor.kind], partial(_floating, tensor, turned))
         elif layer in ("token_embd", "output"):
-            plain[parameter] = Plain(tensor.shape, partial(_computed, tensor, path))
+            plain[parameter] = Plain(tensor.shape, torch.float32, partial(_computed, tensor, path))
         else:
             raise CheckpointError(
                 f"{name} is of type {tensor.kind}, which cannot be read without quantising again: "

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from ...ir.errors import CheckpointError
-from ..regular_files import regular_file
+from .json_file import shown
 
 VERSIONS = (2, 3)
 _LARGEST_HEADER = 128 << 20
 """Bytes. The vocabulary takes most of it: 20 MB with 500 thousand tokens."""
 _MOST_KEYS, _MOST_TENSORS = 1 << 16, 1 << 17
-_LONGEST_KEY, _LONGEST_NAME, _LONGEST_SHOWN = 65535, 64, 80
+_LONGEST_KEY, _LONGEST_NAME = 65535, 64
 _MOST_DIMENSIONS = 4
 _SMALLEST_KEY, _SMALLEST_TENSOR = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 
@@ -87,8 +87,9 @@ class _Place:
 
 
 def read_header(path: Path) -> GgufFile:
-    """The header of the file, which is mapped into memory; raises `CheckpointError`, without the path."""
-    with regular_file(path, CheckpointError).open("rb") as file:
+    """The header of the regular file `path`, which is mapped into memory; raises `CheckpointError`, without the path,
+    and `OSError`."""
+    with path.open("rb") as file:
         if not file.seek(0, 2):
             raise CheckpointError("the file is empty")
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -113,12 +114,6 @@ def read_header(path: Path) -> GgufFile:
     _check_places(places, len(data) - start)
     bytes_ = np.frombuffer(data, np.uint8)
     return GgufFile(metadata, {name: _tensor(name, place, bytes_[start:]) for name, place in places.items()})
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: escaped, and cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 class _Cursor:

@@ -12,7 +12,7 @@ import torch
 
 from ...ir.errors import QuantizationError
 from ...ir.quantization import QuantizedWeight
-from .common import grouped, require, to_float16, unpack_words
+from .common import Layout, grouped, require, require_matrices, to_float16, unpack_words
 
 BITS = (2, 3, 4, 8)
 FORMATS = ("gptq", "gptq_v2")
@@ -37,6 +37,29 @@ def from_gptq(
         raise QuantizationError(
             f"checkpoint_format = {checkpoint_format!r} is a layout for one kernel: save it as {' or '.join(FORMATS)}"
         )
+    layout = gptq_layout(qweight, qzeros, scales, g_idx)
+    bits = layout.format.bits
+    _check_order(g_idx, layout.columns, len(scales))
+    zeros = _zero_points(qzeros, bits, checkpoint_format)
+    if symmetric and (zeros != 2 ** (bits - 1)).any():
+        raise QuantizationError(
+            f"sym = true has zero points of {2 ** (bits - 1)}, but read as {checkpoint_format!r} they are "
+            f"{', '.join(map(str, zeros.unique().tolist()))}: set checkpoint_format or sym in config.json right"
+        )
+    return QuantizedWeight(
+        codes=unpack_words(qweight.t(), bits),
+        scales=to_float16(scales.t(), "a scale"),
+        zero_points=zeros.t().to(torch.float16).contiguous(),
+        format=layout.format,
+    )
+
+
+def gptq_layout(
+    qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor, g_idx: torch.Tensor | None = None
+) -> Layout:
+    """What a layer of these types and shapes stands for (values are not read: tensors may be on the meta device);
+    raises `QuantizationError`."""
+    require_matrices(qweight=qweight, qzeros=qzeros, scales=scales)
     groups, rows = scales.shape
     bits = qzeros.shape[-1] * 32 // rows
     if bits not in BITS:
@@ -48,20 +71,9 @@ def from_gptq(
     require("qweight", qweight, torch.int32, columns * bits // 32, rows)
     require("qzeros", qzeros, torch.int32, groups, rows * bits // 32)
     require("scales", scales, None, groups, rows)
-    format_ = grouped(bits, columns, groups)
-    _check_order(g_idx, columns, groups)
-    zeros = _zero_points(qzeros, bits, checkpoint_format)
-    if symmetric and (zeros != 2 ** (bits - 1)).any():
-        raise QuantizationError(
-            f"sym = true has zero points of {2 ** (bits - 1)}, but read as {checkpoint_format!r} they are "
-            f"{', '.join(map(str, zeros.unique().tolist()))}: set checkpoint_format or sym in config.json right"
-        )
-    return QuantizedWeight(
-        codes=unpack_words(qweight.t(), bits),
-        scales=to_float16(scales.t(), "a scale"),
-        zero_points=zeros.t().to(torch.float16).contiguous(),
-        format=format_,
-    )
+    if g_idx is not None:
+        require("g_idx", g_idx, torch.int32, columns)
+    return Layout(rows, columns, grouped(bits, columns, groups))
 
 
 def _zero_points(qzeros: torch.Tensor, bits: int, checkpoint_format: str) -> torch.Tensor:
@@ -81,7 +93,9 @@ def _check_order(g_idx: torch.Tensor | None, columns: int, groups: int) -> None:
     """Raise `QuantizationError` unless every group is `columns / groups` input features in a row."""
     if g_idx is None:
         return
-    require("g_idx", g_idx, torch.int32, columns)
+    outside = g_idx[(g_idx < 0) | (g_idx >= groups)]
+    if len(outside):
+        raise QuantizationError(f"g_idx names group {outside[0].item()}, of {groups} groups")
     if not torch.equal(g_idx, torch.arange(columns, dtype=torch.int32) // (columns // groups)):
         raise QuantizationError(
             "the input features of a group lie apart (g_idx is not 0, ..., 0, 1, ..., 1, ...), which desc_act = true "

@@ -1,5 +1,6 @@
 """One way in for all checkpoints that others quantised."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +18,10 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     path = Path(path)
     if find_spec("transformers") is None:
         raise CheckpointError(f"{path}: configurations are those of Transformers: pip install transformers")
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and os.path.exists(path):
         return read_gguf(path)
     if path.is_dir():
         return read_folder(path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"there is no folder or file {str(path)!r}")
     raise CheckpointError(f"{path} is neither a folder with a config.json nor a .gguf file")
