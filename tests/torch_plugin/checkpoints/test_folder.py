@@ -115,5 +115,5 @@ def test_folders_that_cannot_be_read(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"there is: none. Older kinds"):
         read_folder(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
-    with pytest.raises(CheckpointError, match=r"gone.safetensors is not a whole file of tensors"):
+    with pytest.raises(CheckpointError, match=r"there is no file '.*gone.safetensors'"):
         read_folder(tmp_path)

@@ -173,7 +173,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
         read_gguf(path)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(CheckpointError, match=r"cut.gguf: tensor .* of the data, of which the file has .*: it is not whole"):
+    with pytest.raises(CheckpointError, match=r"cut.gguf: tensor .* of the data, of which the file has"):
         read_gguf(cut)
     (tmp_path / "text.gguf").write_text("no such thing")
     with pytest.raises(CheckpointError, match=r"text.gguf: it is no GGUF file: it begins with b'no s'"):
