@@ -135,9 +135,9 @@ class _Cursor:
     def number(self, format_: str, what: str) -> Any:
         return struct.unpack_from(format_, self.data, self.skip(struct.calcsize(format_), what))[0]
 
-    def string(self, what: str, longest: int = _LARGEST_HEADER) -> bytes:
+    def string(self, what: str, longest: int | None = None) -> bytes:
         length = self.number("<Q", f"the length of {what}")
-        if length > longest:
+        if longest is not None and length > longest:
             raise CheckpointError(f"{what} has {length} bytes: {longest} would be the most")
         start = self.skip(length, what)
         return self.data[start : start + length]
