@@ -336,6 +336,8 @@ def _config(draw: st.DrawFn, folder: Folder) -> None:
 
 
 def _other(tensor: torch.Tensor, draw: st.DrawFn) -> torch.Tensor:
+    if not tensor.dim() or not tensor.numel():  # from an earlier change
+        return tensor
     changes: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "turned": lambda t: t.t() if t.dim() == 2 else t,
         "flat": lambda t: t.flatten(),
