@@ -24,7 +24,7 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class LlamaMetadata(BaseModel):
     """What is used of a file's metadata, with its types and ranges; every other key is ignored."""
 
-    model_config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(strict=True)
 
     parts: int = Field(1, alias="split.count")
     experts: int = Field(0, alias="llama.expert_count")

@@ -9,6 +9,7 @@ from lutra.ir.errors import CheckpointError
 from lutra.tests.torch_plugin.checkpoints.damage import F32, Q4_0, Gguf, Tensor, number, sound_gguf, text
 from lutra.torch_plugin.checkpoints.gguf_file import read_gguf
 from lutra.torch_plugin.checkpoints.gguf_header import GgufArray, read_header
+from lutra.torch_plugin.given_model import load_checkpoint
 
 NAMES = [tensor.name for tensor in sound_gguf().tensors]
 QUERY = NAMES.index(b"blk.0.attn_q.weight")
@@ -138,6 +139,14 @@ def test_faults_are_named(tmp_path: Path, fault: str):
     with pytest.raises(CheckpointError, match=message) as error:
         read_gguf(path)
     assert str(error.value).startswith(str(path)) and len(str(error.value)) < 500
+
+
+def test_more_layers_than_tensors(tmp_path: Path):
+    file = sound_gguf()
+    key(b"llama.block_count", 4, number(4, 2**31 - 1))(file)
+    (tmp_path / "model.gguf").write_bytes(file.written())
+    with pytest.raises(CheckpointError, match=r"configuration .of 2147483647 layers. needs more than 10.. parameters"):
+        load_checkpoint(tmp_path / "model.gguf", {})
 
 
 def test_what_a_header_says(tmp_path: Path):
