@@ -71,9 +71,10 @@ def adopt_torchao(model: nn.Module, options: Mapping[str, Any]) -> nn.Module:
 def _values(path: Path, checkpoint: Checkpoint, empty: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """What the model's tensors are filled with; quantised ones get no values. Nothing is read before all fits."""
     wanted, kind = empty.state_dict(), type(empty).__name__
+    parameters = dict(empty.named_parameters())  # without the second name of one that is tied
     stored: dict[str, Quantized | Plain] = {**checkpoint.quantized, **checkpoint.plain}
     for name, tensor in stored.items():
-        if name not in wanted:
+        if name not in (parameters if isinstance(tensor, Quantized) else wanted):
             if isinstance(tensor, Plain) and name.endswith(".bias") and not tensor().any():
                 continue  # some tools write a bias for layers that have none
             raise CheckpointError(f"{path}: a {kind} has no {name}, which the checkpoint holds")
@@ -85,7 +86,7 @@ def _values(path: Path, checkpoint: Checkpoint, empty: nn.Module, dtype: torch.d
             raise CheckpointError(f"{path}: {name} is {tensor.dtype} where the model has {wanted[name].dtype}")
         if isinstance(tensor, Quantized) and not isinstance(empty.get_submodule(name.rpartition(".")[0]), nn.Linear):
             raise CheckpointError(f"{path}: {name} is quantised, and belongs to no linear layer of a {kind}")
-    missing = sorted(dict(empty.named_parameters()).keys() - stored.keys())
+    missing = sorted(parameters.keys() - stored.keys())
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing[:5])}, which a {kind} needs")
     values: dict[str, torch.Tensor] = {}

@@ -120,6 +120,8 @@ def test_tensors_that_the_model_cannot_have(tmp_path: Path):
 
     stored = sound_folder("gptq").files["model.safetensors"]
     rows = {f"model.embed_tokens.{part}": stored[f"{QUERY}.{part}"] for part in ("qweight", "qzeros", "scales")}
+    head = {f"lm_head.{part}": stored[f"{QUERY}.{part}"] for part in ("qweight", "qzeros", "scales")}
+    refused("tied", head, "a LlamaForCausalLM has no lm_head.weight, which the checkpoint holds")
     refused("embeddings", rows, "model.embed_tokens has a qweight and a weight")
     refused("type", {"model.norm.weight": torch.ones(64, dtype=torch.int64)}, "norm.weight is torch.int64 where")
     refused("shape", {"model.norm.weight": torch.ones(1, 64)}, r"norm.weight is \[1, 64\] where the model has \[64\]")
