@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-import yaml
 from lutra import LutraError, load_recipe
 from lutra.passes.registry import available_passes
+from lutra.recipes.reading import parse_variables
 from lutra.tuning.memory import Peak, resident, tensor_bytes, weights_resident
 from lutra.tuning.quality import Quality, compare, held_out_windows
 from lutra.tuning.speed import Speed, Timing, alternate, time_generate
@@ -148,8 +148,8 @@ def main(
 ) -> None:
     """Stream a completion, then compare eager and lutra: speed, memory, quality."""
     console = Console()
-    overrides = {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in vars or [])}
     try:
+        overrides = parse_variables(vars or [])
         load_recipe(recipe, available_passes(), vars=overrides)  # an error in it is better told before models load
         tokenizer = AutoTokenizer.from_pretrained(model)
         ids = tokenizer(prompt)["input_ids"]

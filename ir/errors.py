@@ -1,6 +1,7 @@
 """The errors that Lutra raises on purpose: each message names what was wrong, where, and what would be right."""
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -59,7 +60,28 @@ class TargetError(Mistake):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that names the nearest known spelling of `name`, or lists what exists when nothing is near."""
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    short = [option for option in options[:_COMPARED] if len(option) <= _COMPARED]
+    near = difflib.get_close_matches(name, short, n=1, cutoff=0.5) if len(name) <= _COMPARED else []
     if near:
         return f"did you mean {near[0]!r}?"
-    return "known: " + (", ".join(options) if options else "(none)")
+    return "known: " + (shortened(", ".join(options)) if options else "(none)")
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it: its `repr`, cut to a line, whatever it is and holds."""
+    try:
+        return shortened(_REPR.repr(value))
+    except ValueError:  # a whole number of more digits than Python prints
+        return f"a large {type(value).__name__}"
+
+
+def shortened(text: str, most: int = 400) -> str:
+    """`text` with its middle left out where it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 4 :]}"
+
+
+_COMPARED = 100
+"""Spellings are compared in time that grows with the square of their length, and messages name people's own words."""
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxdict, _REPR.maxlist, _REPR.maxtuple = 4, 8, 8, 8
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 400

@@ -18,7 +18,7 @@ def run_passes(
     dump: Callable[[str, str], None] | None = None,
     calibration: Calibration | None = None,
 ) -> list[PassReport]:
-    """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `when`, `allow_empty`, `origin`), run in order.
+    """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `applies`, `allow_empty`, `origin`), in order.
 
     `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises
     `SelectorError` when a selector takes none of the operations that its pass offers; an operation already handled by
@@ -29,7 +29,7 @@ def run_passes(
     for step in steps:
         if graph.phase not in (step.phases or step.pass_.phases) or graph.phase not in step.pass_.phases:
             continue
-        if step.when is not None and not step.when.holds(facts or {}):
+        if not step.applies(facts or {}):
             continue
         report = PassReport(step.pass_.name, step.origin)
 

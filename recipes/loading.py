@@ -3,46 +3,47 @@
 Every error names file, line and what would be right.
 """
 
+import json
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
-from ..ir.errors import LutraError, RecipeError, did_you_mean
+from ..ir.errors import LutraError, RecipeError, did_you_mean, shortened, shown
+from . import selectors
 from .conditions import Condition
-from .schema import CommonKeys, Recipe, ResolvedRecipe, Step
-from .selectors import Selector
+from .reading import Bounds, Place, parse_yaml, read_text
+from .schema import CommonKeys, Recipe, ResolvedRecipe, Step, parameters
 
+MAX_PASSES = 1000
+MAX_PARENTS = 10
+
+_TOP = tuple(info.alias or name for name, info in Recipe.model_fields.items())
 _COMMON = tuple(CommonKeys.model_fields)
 _SUFFIXES = (".yaml", ".yml")
-_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_TOLD_AT_ONCE = 8
 
 RecipeSource = str | Path | Mapping[str, Any] | Recipe
+Passes = Mapping[str, type]
 
 
 @dataclass
 class _Document:
-    """Parsed data and where each part of it stands."""
+    """Plain data and where each part of it stands. `path`: of the file that it is from."""
 
     data: Any
     label: str
-    lines: dict[tuple[str | int, ...], int] = field(default_factory=dict)
+    path: Path | None = None
+    lines: dict[Place, int] = field(default_factory=dict)
 
-    @property
-    def identity(self) -> str:
-        """Equal for two ways to spell the same file."""
-        return str(Path(self.label).resolve()) if Path(self.label).suffix in _SUFFIXES else self.label
-
-    def where(self, path: tuple[str | int, ...]) -> str:
-        while path and path not in self.lines:
-            path = path[:-1]
-        return f"{self.label}:{self.lines[path]}" if path in self.lines else self.label
+    def where(self, place: Place) -> str:
+        while place and place not in self.lines:
+            place = place[:-1]
+        return f"{self.label}:{self.lines[place]}" if place in self.lines else self.label
 
 
 def library() -> dict[str, Path]:
@@ -51,163 +52,167 @@ def library() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def load_recipe(
-    source: RecipeSource, passes: Mapping[str, type], vars: Mapping[str, Any] | None = None
-) -> ResolvedRecipe:
-    """Load and validate.
+def load_recipe(source: RecipeSource, passes: Passes, vars: Mapping[str, Any] | None = None) -> ResolvedRecipe:
+    """Load and validate, within the limits of `reading.py`, at most `MAX_PARENTS` recipes that extend each other and
+    `MAX_PASSES` entries in all.
 
-    `passes`: pass name -> frozen dataclass whose fields are its parameters; `vars` override the recipe's.
-    Raises `RecipeError`."""
-    recipe, document, entries = _with_parents(source, ())
-    values = {**recipe.vars, **(vars or {})}
-    for name in vars or {}:
+    `passes`: pass name -> frozen dataclass whose fields are its parameters, taken as they are written ("4" is no
+    number, true is none either); `vars` override the recipe's. Raises `RecipeError`."""
+    recipe, document, entries = _with_parents(source, passes, ())
+    if len(entries) > MAX_PASSES:
+        raise RecipeError(
+            f"{document.label}: with what it extends it has {len(entries)} passes, at most {MAX_PASSES} run"
+        )
+    if not isinstance(vars or {}, Mapping):
+        raise RecipeError(f"vars are a mapping of names to values, got {shown(vars)}")
+    given = Bounds().copy(vars or {}, lambda place: ".".join(["vars", *map(str, place)]))
+    for name in given:
         if name not in recipe.vars:
-            raise RecipeError(f"{document.label}: there is no variable {name!r}: {did_you_mean(name, recipe.vars)}")
-    steps = tuple(_step(doc, path, entry, values, passes) for doc, path, entry in entries)
+            raise RecipeError(
+                f"{document.label}: there is no variable {shown(name)}: {did_you_mean(name, recipe.vars)}"
+            )
+    bounds, values = Bounds(), {**recipe.vars, **given}
+    steps = tuple(_step(doc, index, entry, values, passes, bounds) for doc, index, entry in entries)
+    Bounds().copy([step.to_data() for step in steps], lambda _: f"{document.label}, every default written out")
     return ResolvedRecipe(recipe.name, recipe.description, steps)
 
 
 def _with_parents(
-    source: RecipeSource, seen: tuple[str, ...]
+    source: RecipeSource, passes: Passes, children: tuple[_Document, ...]
 ) -> tuple[Recipe, _Document, list[tuple[_Document, int, Any]]]:
     """The recipe with the variables of its parents, and all entries, parents' first."""
     document = _document(source)
-    if document.identity in seen:
-        raise RecipeError(f"{document.label}: extends itself through {' -> '.join(seen)}")
-    recipe = source if isinstance(source, Recipe) else _validate(document)
+    for child in children:
+        if document.path is not None and child.path is not None and document.path.resolve() == child.path.resolve():
+            names = " -> ".join(each.label for each in (*children, document))
+            raise RecipeError(f"{document.label}: extends itself through {names}")
+    if len(children) > MAX_PARENTS:
+        raise RecipeError(f"more than {MAX_PARENTS} recipes extend each other")
+    recipe = _validate(document, passes)
     entries = [(document, index, entry) for index, entry in enumerate(recipe.passes)]
     if recipe.extends is None:
         return recipe, document, entries
-    base = Path(document.label).parent / recipe.extends
-    parent_source: RecipeSource = base if base.suffix in _SUFFIXES and base.is_file() else recipe.extends
+    base = (document.path.parent if document.path else Path()) / recipe.extends
+    parent_source: RecipeSource = base if base.suffix in _SUFFIXES and os.path.lexists(base) else recipe.extends
     try:
-        parent, _, inherited = _with_parents(parent_source, (*seen, document.identity))
+        parent, _, inherited = _with_parents(parent_source, passes, (*children, document))
     except RecipeError as error:
-        raise RecipeError(f"{document.where(('extends',))}: extends {recipe.extends!r}: {error}") from None
+        raise RecipeError(f"{document.where(('extends',))}: extends {shown(recipe.extends)}: {error}") from None
     return recipe.model_copy(update={"vars": {**parent.vars, **recipe.vars}}), document, inherited + entries
 
 
 def _document(source: RecipeSource) -> _Document:
     if isinstance(source, Recipe):
-        return _Document(source.model_dump(by_alias=True), f"recipe {source.name!r}")
+        given = vars(source)  # what `model_construct` was given is not validated
+        data = {info.alias or name: given.get(name) for name, info in Recipe.model_fields.items()}
+        return _plain(data, f"recipe {shown(given.get('name'))}")
     if isinstance(source, Mapping):
-        return _Document(dict(source), "recipe")
+        return _plain(source, "recipe")
+    if not isinstance(source, str | Path):
+        raise RecipeError(f"a recipe is a name, a path, YAML text, a mapping or a Recipe, got {shown(source)}")
     if isinstance(source, str) and ("\n" in source or source.lstrip().startswith("{")):
-        return _parse(source, "recipe text")
+        return _parsed(source, "recipe text")
     path = Path(source)
     if isinstance(source, str) and source in library():
         path = library()[source]
     elif path.suffix not in _SUFFIXES and not os.path.isfile(path):  # Path.is_file raises on names that are too long
-        raise RecipeError(f"there is no recipe {str(source)!r} in the library: {did_you_mean(str(source), library())}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"recipe file {str(path)!r} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"recipe file {str(path)!r} is not UTF-8 text") from None
-    return _parse(text, str(path))
+        name = str(source)
+        raise RecipeError(f"there is no recipe {shown(name)} in the library: {did_you_mean(name, library())}")
+    return _parsed(read_text(path), str(path), path)
 
 
-def _parse(text: str, label: str) -> _Document:
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{label}{line}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    document = _Document(data, label)
-    if root is not None:
-        _record_lines(root, (), document)
+def _parsed(text: str, label: str, path: Path | None = None) -> _Document:
+    data, lines = parse_yaml(text, label)
+    return _plain(data, label, path, lines)
+
+
+def _plain(data: Any, label: str, path: Path | None = None, lines: dict[Place, int] | None = None) -> _Document:
+    document = _Document(None, label, path, lines or {})
+    document.data = Bounds().copy(data, document.where)
     return document
 
 
-def _record_lines(node: yaml.Node, path: tuple[str | int, ...], document: _Document) -> None:
-    document.lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            line, place = key.start_mark.line + 1, (*path, key.value)
-            if place in document.lines:
-                raise RecipeError(f"{document.label}:{line}: key {key.value!r} is given twice")
-            document.lines[place] = line
-            _record_lines(value, place, document)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _record_lines(value, (*path, index), document)
-
-
-def _validate(document: _Document) -> Recipe:
+def _validate(document: _Document, passes: Passes) -> Recipe:
     if not isinstance(document.data, Mapping):
         raise RecipeError(f"{document.label}: a recipe is a mapping with the keys lutra, name and passes")
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as error:
-        raise RecipeError(
-            _explain(error, document, (), [f.alias or n for n, f in Recipe.model_fields.items()])
-        ) from None
+        raise RecipeError(_explain(error, document, (), _TOP, passes)) from None
 
 
-def _explain(error: ValidationError, document: _Document, prefix: tuple[str | int, ...], known: list[str]) -> str:
-    """One line per problem, with its place and, for an unknown key, the nearest valid one."""
+def _explain(error: ValidationError, document: _Document, prefix: Place, known: Collection[str], passes: Passes) -> str:
+    """One line per problem, with its place and, for a key that does not belong there, where it does or the nearest
+    that would."""
+    problems = error.errors()
     messages = []
-    for problem in error.errors():
-        path = (*prefix, *problem["loc"])
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            messages.append(f"{document.where(path)}: unknown key {key!r}: {did_you_mean(key, known)}")
-        else:
-            dotted = ".".join(str(part) for part in problem["loc"])
-            got = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-            messages.append(f"{document.where(path)}: {dotted}: {problem['msg']}{got}")
+    for problem in problems[:_TOLD_AT_ONCE]:
+        place = (*prefix, *problem["loc"])
+        match place:
+            case ("passes", int(), str(key)) if key not in passes:  # not indented enough
+                message = f"there is no pass {shown(key)}: {_belongs(key, passes, passes)}"
+            case (*above, key) if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+                inside = len(above) > len(prefix)
+                hint = f"{above[-1]} takes no such key" if inside else _belongs(str(key), known, passes)
+                message = f"unknown key {shown(key)}: {hint}"
+            case _:
+                dotted = ".".join(str(part) for part in problem["loc"])
+                got = "" if problem["type"] == "missing" else f" (got {shown(problem['input'])})"
+                message = f"{dotted}: {problem['msg']}{got}"
+        messages.append(f"{document.where(place)}: {message}")
+    if len(problems) > _TOLD_AT_ONCE:
+        messages.append(f"and {len(problems) - _TOLD_AT_ONCE} more")
     return "\n".join(messages)
 
 
+def _belongs(key: str, known: Collection[str], passes: Passes) -> str:
+    """Where `key` would be right: a key of another level, or the nearest of `known`."""
+    owners = [name for name, cls in passes.items() if key in (f.name for f in fields(cls))]
+    if key in _TOP:
+        return "it belongs to the top of the recipe"
+    if key in passes:
+        return "it is a pass: make it an entry of passes"
+    if owners:
+        return f"it is a parameter of {', '.join(owners)}: put it under the name of the pass"
+    if key in _COMMON:
+        return "it is a key of every pass: put it under the name of one"
+    if key in selectors.KEYS:
+        return "it is a key of selectors: put it under select"
+    return did_you_mean(key, known)
+
+
 def _step(
-    document: _Document, index: int, entry: Mapping[str, Any], values: Mapping[str, Any], passes: Mapping[str, type]
+    document: _Document, index: int, entry: Mapping[str, Any], values: Mapping[str, Any], passes: Passes, bounds: Bounds
 ) -> Step:
-    where: tuple[str | int, ...] = ("passes", index)
+    where: Place = ("passes", index)
     if len(entry) != 1:
-        raise RecipeError(f"{document.where(where)}: an entry names one pass, got {', '.join(entry) or 'none'}")
+        stray = next((key for key in entry if key not in passes), None)
+        hint = "" if stray is None else f"; {shown(stray)}: {_belongs(stray, passes, passes)}"
+        names = shortened(", ".join(entry)) or "none"
+        raise RecipeError(f"{document.where(where)}: an entry names one pass, got {names}{hint}")
     (name, body), *_ = entry.items()
-    origin = document.where((*where, name))
+    where = (*where, name)
+    origin = document.where(where)
     if name not in passes:
-        raise RecipeError(f"{origin}: there is no pass {name!r}: {did_you_mean(name, passes)}")
-    body = _substitute(dict(body or {}), values, origin)
+        raise RecipeError(f"{origin}: there is no pass {shown(name)}: {_belongs(name, passes, passes)}")
+    body = bounds.copy(body or {}, lambda place: document.where((*where, *place)), variables=values)
     common = {key: body.pop(key) for key in _COMMON if key in body}
     known = [*(f.name for f in fields(passes[name])), *_COMMON]
     for key in body:
         if key not in known:
-            place = document.where((*where, name, key))
-            raise RecipeError(f"{place}: pass {name!r} has no parameter {key!r}: {did_you_mean(str(key), known)}")
-    part: tuple[str, ...] = ()
+            hint = _belongs(key, known, passes)
+            raise RecipeError(f"{document.where((*where, key))}: pass {name!r} has no parameter {shown(key)}: {hint}")
+    part: Place = ()
     try:
         keys = CommonKeys.model_validate(common)
-        instance = TypeAdapter(passes[name]).validate_python(body)
+        instance = parameters(passes[name]).validate_json(json.dumps(body), strict=True)  # Python's lists are no tuples
         part = ("select",)
-        selector = Selector(keys.select or {})
+        selector = selectors.Selector(keys.select or {})
         part = ("when",)
         when = Condition.parse(keys.when) if keys.when is not None else None
     except ValidationError as error:
-        raise RecipeError(_explain(error, document, (*where, name), known)) from None
+        raise RecipeError(_explain(error, document, where, known, passes)) from None
     except LutraError as error:
-        raise RecipeError(f"{document.where((*where, name, *part))}: pass {name!r}: {error}") from None
+        raise RecipeError(f"{document.where((*where, *part))}: pass {name!r}: {error}") from None
     phases = tuple(keys.phase) if isinstance(keys.phase, list) else (keys.phase,) if keys.phase else ()
     return Step(instance, selector, phases, when, keys.allow_empty, origin)
-
-
-def _substitute(value: Any, variables: Mapping[str, Any], origin: str) -> Any:
-    """Replace `${name}`; a scalar that is nothing but one variable takes its type."""
-    if isinstance(value, Mapping):
-        return {key: _substitute(item, variables, origin) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_substitute(item, variables, origin) for item in value]
-    if not isinstance(value, str):
-        return value
-
-    def lookup(name: str) -> Any:
-        if name not in variables:
-            raise RecipeError(f"{origin}: variable {name!r} has no value: {did_you_mean(name, variables)}")
-        return variables[name]
-
-    whole = _VARIABLE.fullmatch(value)
-    return lookup(whole[1]) if whole else _VARIABLE.sub(lambda found: str(lookup(found[1])), value)

@@ -2,24 +2,34 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter
+from pydantic_core import PydanticCustomError
 
+from ..ir.errors import RecipeError
 from .conditions import Condition
 from .selectors import Selector
 
 Phase = Literal["prefill", "decode", "encode"]
 
 
+def _whole(value: Any) -> Any:
+    if type(value) is not int:  # True and 1.0 equal 1
+        raise PydanticCustomError("literal_error", "Input should be 1")
+    return value
+
+
 class Recipe(BaseModel):
     """A recipe as written. `passes`: a list of `pass-name: {parameters and common keys}`, run in this order."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, strict=True)
 
-    version: Literal[1] = Field(alias="lutra")
+    version: Annotated[Literal[1], BeforeValidator(_whole)] = Field(alias="lutra")
     name: str
     description: str = ""
     extends: str | None = None
@@ -30,12 +40,18 @@ class Recipe(BaseModel):
 class CommonKeys(BaseModel):
     """Keys that every pass entry accepts beside the parameters of its pass."""
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     select: dict[str, Any] | list[dict[str, Any]] | None = None
     phase: Phase | list[Phase] | None = None
     when: str | None = None
     allow_empty: bool = False
+
+
+@cache
+def parameters(pass_type: type) -> TypeAdapter[Any]:
+    """What validates the parameters of a pass and writes them out."""
+    return TypeAdapter(pass_type)
 
 
 @dataclass(frozen=True)
@@ -49,9 +65,16 @@ class Step:
     allow_empty: bool
     origin: str
 
+    def applies(self, facts: Mapping[str, int]) -> bool:
+        """True when its condition, if it has one, holds; raises `RecipeError` for a division by zero."""
+        try:
+            return self.when is None or self.when.holds(facts)
+        except RecipeError as error:
+            raise RecipeError(f"{self.origin}: {error}") from None
+
     def to_data(self) -> dict[str, Any]:
         """The entry in recipe form, every default written out."""
-        body = TypeAdapter(type(self.pass_)).dump_python(self.pass_, mode="json")
+        body = parameters(type(self.pass_)).dump_python(self.pass_, mode="json")
         if self.selector.source:
             body["select"] = self.selector.source
         if self.phases:

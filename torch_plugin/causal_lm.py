@@ -10,9 +10,12 @@ from typing import Any
 import torch
 
 from ..ir.errors import LutraError
+from ..passes.registry import available_passes
+from ..recipes.loading import load_recipe
 from .checkpoints.transformers_folder import load_unquantized
-from .given_model import is_quantized_checkpoint
+from .given_model import RECIPE, is_quantized_checkpoint
 from .loading import load
+from .options import Options
 from .packed_model import is_packed
 
 
@@ -22,7 +25,7 @@ def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mappin
 
     model: folder or hub name of a checkpoint, whose recipe is `default` when none is given; a checkpoint that others
     quantised, with its own codes; or a folder that `lutra pack` wrote, which has its recipe. Raises `CheckpointError`
-    or `PackedModelError`."""
+    or `PackedModelError`, and `RecipeError` before anything is loaded."""
     if find_spec("transformers") is None:
         raise LutraError("models are loaded with Transformers: pip install transformers")
     options: dict[str, Any] = {"vars": variables} if variables else {}
@@ -30,16 +33,22 @@ def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mappin
     here = os.path.exists(model)  # False, too, for what no path can be
     if here and is_packed(model):
         return load(model, options=options)
-    options["release_weights"] = True
-    if here and is_quantized_checkpoint(Path(model)):
+    quantized = here and is_quantized_checkpoint(Path(model))
+    options = {"recipe": RECIPE if quantized else default, "release_weights": True, **options}
+    checked = Options.parse(options)
+    load_recipe(checked.recipe, available_passes(), checked.vars)
+    if quantized:
         return load(model, options=options, dtype=None if dtype == "auto" else getattr(torch, dtype))
     loaded = load_unquantized(model, dtype)
-    loaded.compile(backend="lutra", options={"recipe": default, **options})
+    loaded.compile(backend="lutra", options=options)
     return loaded
 
 
 def generate(model: Any, prompt: int, new_tokens: int, batch: int = 1) -> None:
     """`new_tokens` greedy tokens after `prompt` random ones, for each of `batch` sequences, over a static cache."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and prompt + new_tokens - 1 > positions:  # the last token is not read again
+        raise LutraError(f"{prompt} tokens and {new_tokens} new ones are more than the model's {positions} positions")
     ids = torch.randint(0, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
     lengths = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
     keywords = {"cache_implementation": "static", "disable_compile": True, "do_sample": False}

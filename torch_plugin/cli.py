@@ -1,24 +1,28 @@
 """The command line, `lutra`: recipes, passes, targets, packing, profiles, predictions, the executable cache."""
 
+import io
 import json
 import os
 import sys
 from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from ..codegen.entries import Item, items, remove
-from ..ir.errors import LutraError
+from ..ir.errors import LutraError, shortened
 from ..passes.registry import available_passes
 from ..recipes.loading import library, load_recipe
+from ..recipes.reading import parse_variables
 from .options import Options
 
 app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app.pretty_exceptions_enable = False  # a fault of ours has Python's own traceback, whole
 cache_app = typer.Typer(help="The cache of compiled executables.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 _SHOWN = 20
@@ -32,6 +36,8 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+_MOST_TOKENS = 1 << 20
+
 ModelName = Annotated[
     str, typer.Argument(help="folder, hub name or .gguf file of a causal language model, or a packed folder")
 ]
@@ -39,7 +45,10 @@ RecipeName = Annotated[
     str | None, typer.Option(help="a name of the library, a path or YAML text; left out: none, w4 to pack")
 ]
 Variables = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, in place of the recipe's variable")]
-DtypeName = Annotated[str, typer.Option(help="of the weights that stay plain, and of activations")]
+DtypeName = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32", "float64"],
+    typer.Option(help="of the weights that stay plain, and of activations"),
+]
 CacheDir = Annotated[str | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
 
 
@@ -51,7 +60,7 @@ def recipes(
     """List the recipes of the library, or print one with everything that it extends and every default written out."""
     passes = available_passes()
     if name is not None:
-        print(load_recipe(name, passes, vars=_variables(var or [])).to_yaml(), end="")
+        print(load_recipe(name, passes, vars=parse_variables(var or [])).to_yaml(), end="")
         return
     table = _table("recipe", "passes", "description")
     for each in library():
@@ -91,8 +100,8 @@ def profile(
     recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
-    prompt: Annotated[int, typer.Option(help="prompt tokens", min=2)] = 128,
-    new_tokens: Annotated[int, typer.Option(min=2)] = 16,
+    prompt: Annotated[int, typer.Option(help="prompt tokens", min=2, max=_MOST_TOKENS)] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, max=_MOST_TOKENS)] = 16,
     trace: Annotated[
         Path | None, typer.Option(parser=_path, help="write the timeline there, as a Chrome trace")
     ] = None,
@@ -101,7 +110,7 @@ def profile(
     from .causal_lm import generate, load_causal_lm
     from .profiling import profile as watch
 
-    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="none")
+    loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="none")
     generate(loaded, prompt, new_tokens)  # compiles
     with watch(loaded) as timeline:
         generate(loaded, prompt, new_tokens)
@@ -117,15 +126,15 @@ def explain(
     recipe: RecipeName = None,
     var: Variables = None,
     dtype: DtypeName = "auto",
-    batch: Annotated[int, typer.Option(help="sequences", min=1)] = 1,
-    context: Annotated[int, typer.Option(help="tokens that the step attends to", min=3)] = 128,
+    batch: Annotated[int, typer.Option(help="sequences", min=1, max=4096)] = 1,
+    context: Annotated[int, typer.Option(help="tokens that the step attends to", min=3, max=_MOST_TOKENS)] = 128,
     layers: Annotated[bool, typer.Option("--layers", help="also every linear: its format, kernels and time")] = False,
 ) -> None:
     """Predict bytes, operations and time of a decode step. The first time this measures the machine, for a minute."""
     from .causal_lm import generate, load_causal_lm
     from .explain import explain as predict
 
-    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="none")
+    loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="none")
     generate(loaded, context - 1, 2, batch)  # compiles, over a cache of `context` tokens
     explanation = predict(loaded, context, batch)
     console = Console(width=max(Console().width, 100))
@@ -154,7 +163,7 @@ def pack(
     if is_packed(model):
         raise LutraError(f"{model} is packed already")
     check_new(output)
-    loaded = load_causal_lm(model, dtype, recipe, _variables(var or []), default="w4")
+    loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="w4")
     generate(loaded, prompt=32, new_tokens=2)
     size = write(loaded, output)
     with_tokenizer = _copy_tokenizer(model, output)
@@ -184,12 +193,50 @@ def clear(cache_dir: CacheDir = None) -> None:
 
 
 def main() -> None:
-    """Entry point: errors that Lutra or the file system raises are one line and exit code 2."""
+    """Entry point. What the user can mend is one line on stderr and exit code 2: an error that Lutra or the file system
+    raises, wrong usage, too little memory; LUTRA_DEBUG=1 shows where it came from. Any other exception is a fault of
+    Lutra's, and its traceback is what a report needs."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text of the terminal's encoding
     try:
-        app()
-    except (LutraError, OSError) as error:
-        print(f"lutra: {error}", file=sys.stderr)
-        sys.exit(2)
+        if any("\0" in argument for argument in sys.argv):
+            raise LutraError("an argument holds a NUL character")
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # its reader has seen enough
+        _give_up_output()
+        sys.exit(1)
+    except TyperException as error:
+        message = error.format_message()
+        if message.startswith("Usage:"):  # the help, where arguments are missing altogether
+            print(message, file=sys.stderr)
+            sys.exit(2)
+        _fail(f"{message.rstrip('.')} (--help says what there is)")
+    except (LutraError, OSError, MemoryError) as error:
+        _fail(str(error) or "there is not enough memory")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # which is what torch calls it
+            raise
+        _fail(str(error))
+    sys.exit(code or 0)
+
+
+def _give_up_output() -> None:
+    """What cannot be written is not tried again, and told again, when Python ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str) -> NoReturn:
+    _give_up_output()
+    if os.environ.get("LUTRA_DEBUG"):
+        raise
+    line = "; ".join(filter(None, map(str.strip, message.splitlines())))
+    print(f"lutra: {shortened(line, 5000)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _copy_tokenizer(model: str, folder: Path) -> bool:
@@ -200,15 +247,6 @@ def _copy_tokenizer(model: str, folder: Path) -> bool:
     except (OSError, ValueError, KeyError):  # a model without one, for example of random weights
         return False
     return True
-
-
-def _variables(pairs: list[str]) -> dict[str, Any]:
-    import yaml
-
-    for pair in pairs:
-        if "=" not in pair:
-            raise LutraError(f"--var takes NAME=VALUE, got {pair!r}")
-    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
 def _cached(given: str | None) -> tuple[Path, list[Item]]:

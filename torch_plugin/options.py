@@ -7,10 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
-from ..ir.errors import OptionError, did_you_mean
+from ..ir.errors import OptionError, did_you_mean, shown
 from ..passes.calibration import Calibration
+from ..recipes.reading import Bounds, Place
 from ..recipes.schema import Recipe
 
 _BESIDE_WEIGHTS = ("strict", "dump", "training_backend", "cache", "cache_dir", "progress")
@@ -41,17 +51,35 @@ class Options(BaseModel):
     calibration: Calibration | None = Field(
         None, exclude=True, description="what lutra.calibrate returned, for passes that need it"
     )
-    strict: bool = Field(False, description="an operator without a lowering is an error instead of a torch call")
+    strict: StrictBool = Field(False, description="an operator without a lowering is an error instead of a torch call")
     dump: Folder | None = Field(
         None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)"
     )
-    release_weights: bool = Field(False, description="free originals that every graph reads in packed form")
+    release_weights: StrictBool = Field(False, description="free originals that every graph reads in packed form")
     training_backend: str = Field("inductor", description="torch.compile backend for graphs that need gradients")
     target: str = Field("auto", description="auto, amx, avx512, avx2, neon or portable")
     kernel_family: Literal["auto", "lookup", "triples", "dot"] = Field("auto", description="kernels of low-bit linears")
-    cache: bool = Field(True, description="keep compiled executables on disk")
+    cache: StrictBool = Field(True, description="keep compiled executables on disk")
     cache_dir: Folder | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
-    progress: bool = Field(False, description="progress bars for compile steps")
+    progress: StrictBool = Field(False, description="progress bars for compile steps")
+
+    @field_validator("recipe", "vars", "target", "training_backend")
+    @classmethod
+    def _plain(cls, value: Any, info: ValidationInfo) -> Any:
+        """Raises `RecipeError` for what no recipe may hold."""
+
+        def where(place: Place) -> str:
+            return ".".join(map(str, (info.field_name, *place)))
+
+        if isinstance(value, str):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise ValueError("Input should be Unicode text") from None
+        if isinstance(value, Recipe):
+            Bounds().copy(vars(value), where)
+            return value
+        return Bounds().copy(value, where) if isinstance(value, dict) else value
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> "Options":
@@ -59,7 +87,7 @@ class Options(BaseModel):
         known = list(cls.model_fields)
         for name in options:
             if name not in known:
-                raise OptionError(f"lutra has no option {name!r}: {did_you_mean(name, known)}")
+                raise OptionError(f"lutra has no option {shown(name)}: {did_you_mean(str(name), known)}")
         given = dict(options)
         origins: dict[str, str] = {}
         for name, variable in _ENVIRONMENT.items():
@@ -70,7 +98,7 @@ class Options(BaseModel):
         except ValidationError as error:
             problems = {str(p["loc"][0]): p for p in error.errors()}
             lines = (
-                f"{origins.get(name, f'option {name!r}')} is {given[name]!r}: "
+                f"{origins.get(name, f'option {name!r}')} is {shown(given[name])}: "
                 f"{problem['msg'].removeprefix('Value error, ')} ({cls.model_fields[name].description})"
                 for name, problem in problems.items()
             )

@@ -38,6 +38,19 @@ def test_a_condition_on_an_unknown_size_holds_only_when_certain():
     assert Condition.parse("batch <= 4 or avx2").holds(unknown)
 
 
+def test_a_division_by_a_fact_that_is_zero_is_an_error_where_it_happens():
+    condition = Condition.parse("batch // avx512 > 1")
+    assert condition.holds({**FACTS, "avx512": 1})
+    with pytest.raises(RecipeError, match="divides by zero here \\(avx512 = 0, batch = 4\\)"):
+        condition.holds(FACTS)
+    assert not Condition.parse("avx512 and batch // avx512 > 1").holds(FACTS)
+
+
+def test_long_conditions_are_not_read():
+    with pytest.raises(RecipeError, match="has 1502 characters, at most 500 are read"):
+        Condition.parse("1" * 1500 + ">1")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -48,6 +61,14 @@ def test_a_condition_on_an_unknown_size_holds_only_when_certain():
         ("batch > 'x'", "may hold names, integers"),
         ("batch % 0 == 1", "division by zero"),
         ("batch // 0 == 1", "division by zero"),
+        ("(batch < 4) < cores", "compares truth values: join them with and/or/not"),
+        ("-(not batch) > 1", "compares truth values: join them with and/or/not"),
+        ("9**9**9**9 > batch", "may hold names, integers"),
+        ("not " * 60 + "batch", "is nested more than 50 levels deep"),
+        ("-" * 499 + "1", "is nested more than 50 levels deep"),
+        ("(" * 300, "does not parse"),
+        ("batch\0", "does not parse"),
+        ("batch\ud800", "does not parse"),
     ],
 )
 def test_errors_quote_the_condition(text: str, message: str):

@@ -136,18 +136,62 @@ PLACES = [
         ":10: pass 'quantize-weights': select has no key 'module': did you mean 'modules'?",
     ),
     (TEXT.replace("layers: 0", "layers: x"), ":10: pass 'quantize-weights': select.layers takes a number"),
-    (TEXT.replace("bits: 2", "bits: ${bits}"), ":5: variable 'bits' has no value"),
+    (TEXT.replace("bits: 2", "bits: ${bits}"), ":6: variable 'bits' has no value"),
     (TEXT.replace("lutra: 1", "lutra: 2"), ":1: lutra: Input should be 1 (got 2)"),
     (TEXT.replace("name: mine\n", ""), "name: Field required"),
     (TEXT.replace("- fuse: {}", "- fuse"), ":4: passes.0: Input should be a valid dictionary"),
     (TEXT.replace("- fuse: {}", "- {fuse: {}, symmetrize-tables: {}}"), ":4: an entry names one pass, got fuse, symm"),
     (TEXT.replace("bits: 2", "bits: 2\n      bits: 3"), ":7: key 'bits' is given twice"),
     (TEXT.replace("{}", "{"), "not valid YAML"),
+    (
+        TEXT + "bits: 2\n",
+        ":11: unknown key 'bits': it is a parameter of quantize-weights: put it under the name of the",
+    ),
+    (TEXT + "select: {}\n", ":11: unknown key 'select': it is a key of every pass: put it under the name of one"),
+    (TEXT + "fuse: {}\n", ":11: unknown key 'fuse': it is a pass: make it an entry of passes"),
+    (
+        TEXT.replace("      bits: 2", "    bits: 2\n  - fuse:"),
+        ":6: there is no pass 'bits': it is a parameter of quantize-w",
+    ),
+    (
+        TEXT.replace("fuse: {}", "fuse:\n    select: {}"),
+        ":4: an entry names one pass, got fuse, select; 'select': it is a k",
+    ),
+    (
+        TEXT.replace("fuse: {}", "fuse: {bits: 2}"),
+        ":4: pass 'fuse' has no parameter 'bits': it is a parameter of quantiz",
+    ),
+    (
+        TEXT.replace("bits: 2", "vars: {}"),
+        ":6: pass 'quantize-weights' has no parameter 'vars': it belongs to the top of",
+    ),
+    (
+        TEXT.replace("bits: 2", "layers: 2"),
+        ":6: pass 'quantize-weights' has no parameter 'layers': it is a key of selec",
+    ),
+    (TEXT.replace("bits: 2", "bits: {bits: 2}"), ":6: unknown key 'bits': BitBudget takes no such key"),
+    (TEXT.replace("bits: 2", "bits: true"), ":6: bits.int: Input should be a valid integer (got True)"),
+    (TEXT.replace("bits: 2", "bits: '2'"), ":6: bits.int: Input should be a valid integer (got '2')"),
+    (TEXT.replace("bits: 2", "bits: 2.0"), ":6: bits.int: Input should be a valid integer (got 2.0)"),
+    (
+        TEXT.replace("bits: 2", "bits: {average: '2', choices: [2]}"),
+        "average: Input should be a valid number (got '2')",
+    ),
+    (TEXT.replace("bits: 2", "range_search: 1"), ":6: range_search: Input should be a valid boolean (got 1)"),
+    (TEXT.replace("bits: 2", "allow_empty: 'true'"), ":6: allow_empty: Input should be a valid boolean (got 'true')"),
+    (TEXT.replace("lutra: 1", "lutra: true"), ":1: lutra: Input should be 1 (got True)"),
+    (TEXT.replace("lutra: 1", "lutra: 1.0"), ":1: lutra: Input should be 1 (got 1.0)"),
+    (TEXT.replace("name: mine", "name: 1"), ":2: name: Input should be a valid string (got 1)"),
+    (
+        TEXT.replace("layers: 0", "layers: 4..2"),
+        ":10: pass 'quantize-weights': select.layers: '4..2' holds no layer: did",
+    ),
+    (TEXT.replace("layers: 0", "layers: true"), ":10: pass 'quantize-weights': select.layers takes a number"),
     ("- fuse\n- fuse\n", "a recipe is a mapping"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), PLACES, ids=[message[:30] for _, message in PLACES])
+@pytest.mark.parametrize(("text", "message"), PLACES, ids=[message[:60] for _, message in PLACES])
 def test_every_error_names_file_line_and_what_would_be_right(tmp_path: Path, text: str, message: str):
     path = write(tmp_path, text)
     told = failure(path)

@@ -40,6 +40,11 @@ def test_regular_expressions_match_whole_paths():
     assert chosen({"modules": "re:down_proj"}) == []
 
 
+@pytest.mark.parametrize("pattern", ["re:(a*)*b", "re:(a|aa)+$", "re:(.*a){30}", "*a" * 200 + "b", "[!b]*" * 100 + "d"])
+def test_no_pattern_takes_longer_than_its_length_allows(pattern: str):
+    assert Selector({"modules": pattern}).select([Candidate("a" * 200 + "c", "linear")]) == []
+
+
 def test_a_list_means_any_of_its_members():
     assert chosen({"modules": ["lm_head", "model.norm"]}) == ["lm_head", "model.norm"]
     assert chosen([{"modules": "lm_head"}, {"operators": "rms_norm"}]) == ["lm_head", "model.norm"]
@@ -52,7 +57,7 @@ def test_all_keys_must_hold():
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
-    [("2..-3", range(2, 6)), ("0..-1", range(8)), (3, [3]), (-1, [7]), (["0", "6..-1"], [0, 6, 7]), ("5..2", [])],
+    [("2..-3", range(2, 6)), ("0..-1", range(8)), (3, [3]), (-1, [7]), (["0", "6..-1"], [0, 6, 7]), ("-3..2", [])],
 )
 def test_layer_ranges_are_inclusive_and_negative_numbers_count_from_the_last(layers: Any, expected: Any):
     paths = chosen({"layers": layers, "modules": "*.q_proj"}, layers=8)
@@ -82,7 +87,19 @@ def test_not_leaves_matches_out():
     [
         ({"module": "x"}, "select has no key 'module': did you mean 'modules'?"),
         ({"not": {"operator": "x"}}, "did you mean 'operators'?"),
-        ({"modules": "re:("}, "is not a regular expression"),
+        ({"modules": "re:("}, "is not a regular expression of RE2: missing )"),
+        ({"modules": "re:(?!lm_head).*"}, "invalid perl operator: (?!: leave modules out with `not`"),
+        ({"modules": r"re:(.)\1"}, "is not a regular expression of RE2"),
+        ({"modules": "re:((a{1000}){1000}){1000}"}, "is not a regular expression of RE2: invalid repetition size"),
+        ({"modules": "re:\ud800"}, "it is no Unicode text"),
+        ({"modules": "x" * 1001}, "of at most 1000 characters, got 1001: 'xxx"),
+        ({"operators": "x" * 1001}, "of at most 1000 characters, got 1001: 'xxx"),
+        ({"layers": "4..2"}, "'4..2' holds no layer: did you mean '2..4'?"),
+        ({"layers": "-2..-4"}, "'-2..-4' holds no layer: did you mean '-4..-2'?"),
+        ({"layers": True}, "got True"),
+        ({"layers": 1.0}, "got 1.0"),
+        ({"layers": "1" * 5000}, "select.layers takes a number"),
+        ({4: 2}, "select has no key 4"),
         ({"modules": 3}, "select.modules takes globs"),
         ({"operators": 3}, "select.operators takes globs"),
         ({"layers": "4-8"}, "select.layers takes a number, a range such as 4..-4, or 'outside', got '4-8'"),

@@ -1,13 +1,17 @@
 """The command line: what it prints, and errors as one line."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lutra.codegen import entries
 from lutra.codegen.entries import Stored
+from lutra.ir.errors import RecipeError
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import library, load_recipe
 from lutra.torch_plugin.cli import app, main
@@ -85,6 +89,29 @@ def test_a_cache_folder_that_is_not_there_is_empty_and_not_made(tmp_path: Path):
         (["recipes", "w2lut"], "did you mean 'w2-lut'?"),
         (["recipes", "w4", "--var", "bitz=2"], "did you mean 'bits'?"),
         (["recipes", "w4", "--var", "bits"], "--var takes NAME=VALUE"),
+        (["recipes", "w4", "--var", "bits=["], "variable 'bits':2: not valid YAML"),
+        (["recipes", "w4", "--var", "bits=!!python/name:os.system"], "could not determine a constructor for the tag"),
+        (["recipes", "w4", "--var", "bits=true"], "bits.int: Input should be a valid integer (got True)"),
+        (["recipes", "./w4.yaml"], "recipe file 'w4.yaml' cannot be read: No such file or directory"),
+        (["recipes", "a\0b"], "an argument holds a NUL character"),
+        (["recipes", "\udcff"], "there is no recipe '\\udcff' in the library"),
+        (["frob"], "No such command 'frob' (--help says what there is)"),
+        (["profile"], "Missing argument 'model' (--help"),
+        (["profile", "tiny", "--dtype", "float99"], "'float99' is not one of 'auto', 'bfloat16'"),
+        (["profile", "tiny", "--prompt", "-1"], "Invalid value for '--prompt'"),
+        (["profile", "tiny", "--new-tokens", "1" + "0" * 30], "Invalid value for '--new-tokens'"),
+        (["profile", ""], "there is no folder or file ''"),
+        (["profile", "./none"], "there is no folder or file './none'"),
+        (["profile", "a/b/none"], "there is no folder or file 'a/b/none'"),
+        (["pack", "/none", "-o", "new"], "there is no folder or file '/none'"),
+        (["explain", "none.gguf"], "there is no folder or file 'none.gguf'"),
+        (["profile", "bare"], "config.json"),
+        (["profile", "pipe"], "pipe is neither a folder"),
+        (["profile", "piped"], "piped/config.json is"),
+        (["profile", "code"], "code has no model.safetensors.index.json"),
+        (["profile", "strange"], "strange has no model.safetensors.index.json"),
+        (["profile", "strange", "--recipe", "w2lut"], "did you mean 'w2-lut'?"),
+        (["profile", "org/none"], "org/none"),
         (["cache", "clear", "--cache-dir", ""], "option 'cache_dir' is '': it names no folder"),
         (["cache", "clear", "--cache-dir", __file__], "Not a directory"),
         (["pack", "model", "--output", ""], "an option that takes a path was given an empty one"),
@@ -92,8 +119,21 @@ def test_a_cache_folder_that_is_not_there_is_empty_and_not_made(tmp_path: Path):
     ],
 )
 def test_errors_are_one_line_and_exit_code_2(
-    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ):
+    for name in ("bare", "piped", "code", "strange"):
+        (tmp_path / name).mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "piped" / "config.json")
+    (tmp_path / "strange" / "config.json").write_text('{"model_type": "strange"}')
+    code = {"model_type": "strange", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (tmp_path / "code" / "config.json").write_text(json.dumps(code))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(sys, "argv", ["lutra", *arguments])
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -107,3 +147,46 @@ def test_the_installed_command_runs(tmp_path: Path):
     environment = {**os.environ, "LUTRA_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([script, "cache", "info"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0 and "0 executables" in done.stdout.replace("\n", "")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = Path(sys.executable).with_name("lutra")
+    done = subprocess.run([script, "recipes"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_output_that_cannot_be_written_is_an_error():
+    script = Path(sys.executable).with_name("lutra")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([script, "recipes", "w4"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "lutra: [Errno 28] No space left on device\n")
+
+
+def raises(error: BaseException) -> Callable[[], Any]:
+    def passes() -> Any:
+        raise error
+
+    return passes
+
+
+def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(sys, "argv", ["lutra", "passes"])
+    monkeypatch.setattr("lutra.torch_plugin.cli.available_passes", raises(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 130 and capsys.readouterr() == ("", "")
+
+
+def test_a_fault_of_ours_is_an_exception_and_any_error_is_one_on_request(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["lutra", "passes"])
+    monkeypatch.setattr("lutra.torch_plugin.cli.available_passes", raises(KeyError("fault")))
+    with pytest.raises(KeyError):
+        main()
+    monkeypatch.setenv("LUTRA_DEBUG", "1")
+    monkeypatch.setattr("lutra.torch_plugin.cli.available_passes", raises(RecipeError("wrong")))
+    with pytest.raises(RecipeError):
+        main()

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lutra.ir.errors import OptionError
+from lutra.ir.errors import OptionError, RecipeError
 from lutra.recipes.schema import Recipe
 from lutra.torch_plugin.options import Options
 
@@ -21,6 +21,11 @@ from lutra.torch_plugin.options import Options
         ),
         ({"recipe": 3}, "option 'recipe' is 3"),
         ({"vars": ["bits"]}, "option 'vars' is ['bits']"),
+        ({"strict": 1}, "option 'strict' is 1: Input should be a valid boolean"),
+        ({"cache": "yes"}, "option 'cache' is 'yes': Input should be a valid boolean"),
+        ({"strict": 10**5000}, "option 'strict' is a large int"),
+        ({"target": "\ud800"}, "option 'target' is '\\ud800'"),
+        ({3: 4}, "lutra has no option 3"),
         ({"cache_dir": ""}, "option 'cache_dir' is '': it names no folder; leave it out for the default, or give '.'"),
         ({"cache_dir": "a\0b"}, "option 'cache_dir' is 'a\\x00b': it names no folder"),
         ({"dump": ""}, "option 'dump' is '': it names no folder"),
@@ -30,6 +35,18 @@ def test_wrong_options_are_errors_that_say_what_would_be_right(options: dict[str
     with pytest.raises(OptionError) as error:
         Options.parse(options)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["vars", "recipe"])
+def test_what_no_recipe_may_hold_is_told_before_anything_is_made_of_it(name: str):
+    circle: dict[str, Any] = {}
+    circle["a"] = circle
+    for value in (float("nan"), b"x", object(), circle, {1: 2}, 10**5000, "\ud800"):
+        with pytest.raises(RecipeError) as error:
+            Options.parse({name: {"a": value}})
+        assert str(error.value).startswith(f"{name}.a")
+    with pytest.raises(RecipeError):
+        Options.parse({"recipe": Recipe.model_construct(version=1, name="x", vars=circle)})
 
 
 def test_all_wrong_options_are_told_at_once():
