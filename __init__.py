@@ -19,6 +19,7 @@ _EXPORTS = {
     "pack": ".torch_plugin.packed_model",
     "profile": ".torch_plugin.profiling",
     "reports": ".torch_plugin.report",
+    "verify": ".torch_plugin.packed_model",
 }
 __all__ = [
     "LutraError",
@@ -32,6 +33,7 @@ __all__ = [
     "pack",
     "profile",
     "reports",
+    "verify",
 ]
 
 

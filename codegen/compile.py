@@ -13,8 +13,10 @@ import tvm
 from tvm import relax
 from tvm.target.codegen import llvm_cpu_has_features
 
-from ..ir.errors import LoweringError
+from ..ir.dialect import ParamOp
+from ..ir.errors import LoweringError, PackedModelError
 from ..ir.graph import Graph
+from ..ir.types import as_tensor_type
 from .cache import Entry, ExecutableCache, Key
 from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
@@ -43,6 +45,7 @@ class CodegenOptions:
 
 def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Executable:
     """Compile `graph` for `target` and bind it to the graph's parameters; raises `LoweringError` (strict)."""
+    _require_fitting_weights(graph)
     key = _key(graph, target, options)
     store = options.cache or ExecutableCache(None)
     seconds: dict[str, float] = {}
@@ -95,6 +98,20 @@ def _build(
     }
     load = partial(load_library, launcher_cache=store)
     return timed("store", lambda: store.add(key, content, partial(export_library, library), load))
+
+
+def _require_fitting_weights(graph: Graph) -> None:
+    """Raise `PackedModelError` when a derived tensor that was loaded from disk is not of the type that `graph` needs:
+    the file may be anybody's."""
+    for op in graph.operations:
+        held = graph.store.kept(op.sym.value) if isinstance(op, ParamOp) else None
+        if held is None or (type_ := as_tensor_type(op.out.type)) is None:
+            continue
+        if (tuple(held.shape), held.dtype) != (type_.shape, type_.dtype):
+            raise PackedModelError(
+                f"{op.sym.value} is {list(held.shape)} of {held.dtype} where the model needs {list(type_.shape)} of "
+                f"{type_.dtype}: pack the model again"
+            )
 
 
 def _require_features(target: Target) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import QuantizationError
+from ..ir.errors import PackedModelError, QuantizationError
 from ..ir.params import ParameterStore
 from ..ir.quantization import QuantizedWeight, WeightFormat
 from ..ir.rounding import RoundToNearest
@@ -45,15 +45,21 @@ class PackedWeight:
         """The buffer; the weight is quantised and packed when this is the first graph that asks."""
         layout = self.layout
         buffers = store.packed(
-            self.symbol, layout.key, lambda: layout.pack(_quantized(store, self.symbol)), layout.unpack
+            self.symbol, layout.key, lambda: layout.pack(_quantized(store, self.symbol, layout)), layout.unpack
         )
         return buffers[self.part]
 
 
-def _quantized(store: ParameterStore, symbol: str) -> QuantizedWeight:
+def _quantized(store: ParameterStore, symbol: str, layout: PackedLayout) -> QuantizedWeight:
     """`store.quantized(symbol)`, by the kernel where there is one for how it is computed."""
     if store.is_packed(symbol):
-        return store.quantized(symbol)
+        weight = store.quantized(symbol)
+        if tuple(weight.codes.shape) != (layout.n, layout.k) or weight.format != layout.format:
+            raise PackedModelError(  # a folder may say anything of the weight; the kernels rely on it
+                f"{symbol} is {list(weight.codes.shape)} in {weight.format.describe()} where the model needs "
+                f"{[layout.n, layout.k]} in {layout.format.describe()}: pack the model again"
+            )
+        return weight
     compute, sources = store.derivation(symbol)
     if not isinstance(compute, RoundToNearest):
         return store.quantized(symbol)

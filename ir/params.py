@@ -141,6 +141,10 @@ class ParameterStore:
             self._kept[name] = self.tensor(name).contiguous()
         return self._kept[name]
 
+    def kept(self, name: str) -> torch.Tensor | None:
+        """What `keep(name)` gives without computing anything; None when it would have to."""
+        return self._kept.get(name)
+
     def keep_as(self, name: str, value: torch.Tensor) -> None:
         """From now on `value` is what `keep(name)` gives: a derived tensor that was computed before."""
         self._kept[name] = value

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import LutraError
+from ..ir.errors import CheckpointError, LutraError
 from ..passes.registry import available_passes
 from ..recipes.loading import load_recipe
 from .checkpoints.transformers_folder import load_unquantized
 from .given_model import RECIPE, is_quantized_checkpoint
 from .loading import load
 from .options import Options
-from .packed_model import is_packed
+from .packed_manifest import is_packed
 
 
 def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mapping[str, Any], default: str) -> Any:
@@ -42,6 +42,20 @@ def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mappin
     loaded = load_unquantized(model, dtype)
     loaded.compile(backend="lutra", options=options)
     return loaded
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer that lies beside `model`, or None; raises `CheckpointError` where it is code."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=os.path.exists(model))
+    except (OSError, ValueError, KeyError) as error:  # a model without one, for example of random weights
+        if "trust_remote_code" not in str(error):
+            return None
+        raise CheckpointError(
+            f"the tokenizer of {model} needs code of its own (auto_map in its configuration), which lutra never runs"
+        ) from None
 
 
 def generate(model: Any, prompt: int, new_tokens: int, batch: int = 1) -> None:

@@ -156,18 +156,33 @@ def pack(
     """Write a model with its weights packed for this machine's kernels; `lutra.load(folder)` then needs no other file.
 
     The model is compiled for a prefill and decode steps over a static cache, on the way to its packed form."""
-    from .causal_lm import generate, load_causal_lm
-    from .packed_model import check_new, is_packed
+    from .causal_lm import generate, load_causal_lm, load_tokenizer
+    from .packed_manifest import is_packed
+    from .packed_model import check_new
     from .packed_model import pack as write
 
     if is_packed(model):
         raise LutraError(f"{model} is packed already")
     check_new(output)
+    tokenizer = load_tokenizer(model)
     loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="w4")
     generate(loaded, prompt=32, new_tokens=2)
-    size = write(loaded, output)
-    with_tokenizer = _copy_tokenizer(model, output)
-    print(f"{output}: {size / 1e6:.1f} MB of weights{'' if with_tokenizer else ', no tokenizer found'}")
+    size = write(loaded, output, tokenizer)
+    print(f"{output}: {size / 1e6:.1f} MB of weights{'' if tokenizer else ', no tokenizer found'}")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="a packed folder")]) -> None:
+    """Check a packed folder against its checksums and its manifest, without giving values to a model."""
+    from .packed_model import verify as check
+
+    table, checked = _table("file", "bytes", "is"), check(folder)
+    for name, size in checked.items():
+        table.add_row(name, f"{size:,}", "as it was written")
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in checked:
+            table.add_row(path.name, f"{path.stat().st_size:,}", "not of the packed model: lutra does not read it")
+    _show(table)
 
 
 @cache_app.command()
@@ -237,16 +252,6 @@ def _fail(message: str) -> NoReturn:
     line = "; ".join(filter(None, map(str.strip, message.splitlines())))
     print(f"lutra: {shortened(line, 5000)}", file=sys.stderr)
     sys.exit(2)
-
-
-def _copy_tokenizer(model: str, folder: Path) -> bool:
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
-    except (OSError, ValueError, KeyError):  # a model without one, for example of random weights
-        return False
-    return True
 
 
 def _cached(given: str | None) -> tuple[Path, list[Item]]:

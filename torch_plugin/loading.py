@@ -10,7 +10,8 @@ from torch import nn
 
 from ..ir.errors import CheckpointError
 from .given_model import is_quantized_checkpoint, load_checkpoint
-from .packed_model import is_packed, load_packed
+from .packed_manifest import is_packed
+from .packed_model import load_packed
 
 
 def load(

@@ -1,18 +1,20 @@
 """Models on disk in packed form: what `lutra pack` writes and `lutra.load` reads, without the original checkpoint.
 
-lutra.json              recipe, target, and where each tensor of the model is
+lutra.json              recipe, target, where each tensor of the model is, checksums (`packed_manifest.py`)
 packed.safetensors      packed weights, mapped into memory (`codegen/packed_file.py`)
 plain.safetensors       every other tensor that the graphs read, mapped as well
-config.json, ...        what Transformers needs to build the model
+config.json, ...        what Transformers needs to build the model (`packed_config.py`)
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
+import yaml
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -21,49 +23,19 @@ from ..codegen.packed_file import restore_packed, write_packed
 from ..codegen.weights import PlainWeight
 from ..ir.errors import OptionError, PackedModelError
 from ..ir.params import ParameterStore
-from ..ir.quantization import Scheme, WeightFormat
+from ..ir.quantization import WeightFormat
 from .model_state import ModelState, keep_state
 from .options import Options
+from .packed_config import empty_model, save_config
+from .packed_manifest import MANIFEST, PACKED, PLAIN, Manifest, StoredTensor, first_problem, read_manifest
 from .release import unreadable
 from .report import module_of, states_of
+from .stored_files import StoredFile, check_files, size_of
 
 logger = logging.getLogger("lutra")
-MANIFEST, PACKED, PLAIN = "lutra.json", "packed.safetensors", "plain.safetensors"
 _DERIVED = "derived|"
 """What precedes the symbol of a derived tensor in the file of plain ones."""
 _OWN_OPTIONS = ("recipe", "vars", "calibration")
-
-
-class StoredTensor(BaseModel):
-    """A parameter or buffer: `symbol` in the graphs, and whether its values are in the plain file, rows of a derived
-    tensor there (`rows_of`, from `first_row`), or packed only."""
-
-    symbol: str | None
-    shape: list[int]
-    dtype: str
-    persistent: bool
-    where: Literal["plain", "rows", "packed"]
-    rows_of: str = ""
-    first_row: int = 0
-
-
-class Manifest(BaseModel):
-    """`lutra.json`. `choices`: rule, tensor, quantised form and its format (bits, group size, scheme), which passes
-    keep to. `model`: the class of Transformers, or "" for another module."""
-
-    lutra: Literal[1]
-    model: str
-    dtype: str
-    recipe: str
-    target: str
-    kernel_family: str
-    tensors: dict[str, StoredTensor]
-    choices: list[tuple[str, str, str, tuple[int, int, Scheme]]]
-
-
-def is_packed(folder: Path | str) -> bool:
-    """True when `folder` holds what `pack` wrote."""
-    return (Path(folder) / MANIFEST).is_file()
 
 
 def check_new(folder: Path) -> None:
@@ -72,11 +44,12 @@ def check_new(folder: Path) -> None:
         raise PackedModelError(f"{folder} is there and not empty: name a new folder for the packed model")
 
 
-def pack(model: Any, folder: Path | str) -> int:
+def pack(model: Any, folder: Path | str, tokenizer: Any = None) -> int:
     """Write `model` with its packed weights to the new or empty `folder`; returns the bytes of all weights.
 
     model: compiled with the lutra backend and called in every way that the copy is to be used, a prefill and a decode
-    step for example: what these graphs read is written. Raises `PackedModelError`."""
+    step for example: what these graphs read is written. tokenizer: of Transformers, saved beside it. Raises
+    `PackedModelError`."""
     module, folder = module_of(model), Path(folder)
     states = list(states_of(module))
     if len(states) != 1:
@@ -97,24 +70,16 @@ def pack(model: Any, folder: Path | str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     sources = [source for graph in graphs for source in graph.executable.sources]
     plain = {s.symbol for s in sources if isinstance(s, PlainWeight) and not s.symbol.startswith("constant.")}
-    tensors = dict(_placed(module, state.store, plain))
-    _write_plain(folder / PLAIN, module, state.store, tensors, plain)
-    write_packed(folder / PACKED, sources, state.store)
-    transformers_model = _save_config(module, folder)
-    manifest = Manifest(
-        lutra=1,
-        model=type(module).__name__ if transformers_model else "",
-        dtype=str(getattr(module, "dtype", torch.get_default_dtype())).removeprefix("torch."),
-        recipe=state.recipe.to_yaml(),
-        target=state.target.name,
-        kernel_family=state.options.kernel_family,
-        tensors=tensors,
-        choices=[
-            (rule, symbol, name, (format.bits, format.group_size, format.scheme))
-            for (rule, symbol), (name, format) in state.store.choices.items()
-        ],
-    )
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")  # the last: a folder with it is complete
+    try:
+        tensors = dict(_placed(module, state.store, plain))
+        _write_plain(folder / PLAIN, module, state.store, tensors, plain)
+        write_packed(folder / PACKED, sources, state.store)
+        saved = save_config(module, folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        _manifest(state, module, folder, tensors, saved).write(folder)  # the last: a folder with it is complete
+    except ValidationError as error:
+        raise PackedModelError(f"a {type(module).__name__} cannot be packed: {first_problem(error)}") from None
     return sum((folder / name).stat().st_size for name in (PACKED, PLAIN))
 
 
@@ -123,7 +88,7 @@ def load_packed(folder: Path, model: nn.Module | None, options: Mapping[str, Any
 
     model: a module of the same structure, whose tensors are replaced; needed for what is not a model of Transformers.
     options: of the lutra backend, without a recipe, which is that of the folder. Raises `PackedModelError`."""
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name in _OWN_OPTIONS:
         if name in options:
             raise OptionError(f"{folder} was packed with its own recipe: option {name!r} cannot change it any more")
@@ -134,17 +99,48 @@ def load_packed(folder: Path, model: nn.Module | None, options: Mapping[str, Any
             "%s was packed for %s, this is %s: what its kernels want in another order is packed again, in memory",
             *(folder, manifest.target, state.target.name),
         )
-    restore_packed(folder / PACKED, state.store)
-    state.store.choices.update(
-        {(rule, symbol): (name, WeightFormat(*format)) for rule, symbol, name, format in manifest.choices}
-    )
-    values = _read_plain(folder / PLAIN, manifest, state.store)
+    values = _read(folder, manifest, state.store)
     if model is None:
-        model = _build(folder, manifest, values)
+        model = empty_model(folder, manifest)
+    _check_structure(model, manifest, folder)
     _give_values(model, manifest, values, state.store, folder)
     keep_state(model, state)
     model.compile(backend="lutra", options=given)
     return model.eval()
+
+
+def verify(folder: Path | str) -> dict[str, int]:
+    """Check all that `load` would, and give no values to any model; returns the bytes of each file that was checked.
+
+    Raises `PackedModelError`, which names the file and what is wrong with it."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    _read(folder, manifest, ParameterStore())
+    if manifest.model:
+        _check_structure(empty_model(folder, manifest), manifest, folder)
+    return {MANIFEST: size_of(folder / MANIFEST), **{name: file.bytes for name, file in manifest.files.items()}}
+
+
+def _manifest(
+    state: ModelState, module: nn.Module, folder: Path, tensors: dict[str, StoredTensor], of_transformers: bool
+) -> Manifest:
+    """Of what `folder` holds now."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    dtype: Any = str(getattr(module, "dtype", torch.get_default_dtype())).removeprefix("torch.")
+    return Manifest(
+        lutra=2,
+        model=type(module).__name__ if of_transformers else "",
+        dtype=dtype,
+        recipe=yaml.safe_load(state.recipe.to_yaml()),
+        target=state.target.name,
+        kernel_family=state.options.kernel_family,
+        tensors=tensors,
+        choices=[
+            (rule, symbol, name, (format.bits, format.group_size, format.scheme))
+            for (rule, symbol), (name, format) in state.store.choices.items()
+        ],
+        files={path.relative_to(folder).as_posix(): StoredFile.of(path) for path in files},
+    )
 
 
 def _placed(module: nn.Module, store: ParameterStore, plain: set[str]) -> Iterator[tuple[str, StoredTensor]]:
@@ -155,14 +151,13 @@ def _placed(module: nn.Module, store: ParameterStore, plain: set[str]) -> Iterat
         for part in store.parts(stack):
             rows[part] = {"rows_of": stack, "first_row": row}
             row += store.shape(part)[0]
-    persistent = module.state_dict().keys()
     for name, tensor in _tensors(module):
         symbol = store.name_of(tensor)
         where: Any = "plain" if symbol is None or symbol in plain else "rows" if symbol in rows else "packed"
         place = rows[symbol] if where == "rows" and symbol is not None else {}
-        dtype, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
-        kept = name in persistent
-        yield name, StoredTensor(symbol=symbol, shape=shape, dtype=dtype, persistent=kept, where=where, **place)
+        dtype: Any = str(tensor.dtype).removeprefix("torch.")
+        shape = list(tensor.shape)
+        yield name, StoredTensor(symbol=symbol, shape=shape, dtype=dtype, where=where, **place)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -185,77 +180,67 @@ def _write_plain(
     save_file(chosen, path)
 
 
-def _save_config(module: nn.Module, folder: Path) -> bool:
-    """Write the configuration of a model of Transformers; False for any other module."""
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:
-        return False
-    if not isinstance(module, PreTrainedModel):
-        return False
-    module.config.save_pretrained(folder)
-    if module.can_generate() and module.generation_config is not None:
-        module.generation_config.save_pretrained(folder)
-    return True
+def _read(folder: Path, manifest: Manifest, store: ParameterStore) -> dict[str, torch.Tensor]:
+    """Values of all tensors of the model but packed ones; `store` gets packed and derived ones, and the choices.
 
-
-def _read_manifest(folder: Path) -> Manifest:
-    try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_text())
-    except FileNotFoundError:
-        raise PackedModelError(
-            f"{folder} holds no packed model ({MANIFEST} is missing): write one with `lutra pack MODEL -o {folder}`"
-        ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise PackedModelError(f"{folder / MANIFEST}: {where}: {first['msg']}: pack the model again") from None
+    What the manifest says is compared with the files before anything is made of it."""
+    check_files(folder, manifest.files)
+    restore_packed(folder / PACKED, store)
+    store.choices.update(
+        {(rule, symbol): (name, WeightFormat(*format)) for rule, symbol, name, format in manifest.choices}
+    )
+    most = 8 * sum(
+        manifest.files[name].bytes for name in (PACKED, PLAIN)
+    )  # no packed form has less than a bit a weight
+    for name, tensor in manifest.tensors.items():
+        if tensor.where == "packed" and math.prod(tensor.shape) > most:
+            raise PackedModelError(f"{folder}: {name} cannot have shape {tensor.shape}: the files are too small for it")
+    return _read_plain(folder / PLAIN, manifest, store)
 
 
 def _read_plain(path: Path, manifest: Manifest, store: ParameterStore) -> dict[str, torch.Tensor]:
-    """A value for every tensor of the model; `store` gets the derived ones."""
+    """The values that are in the plain file; `store` gets the derived ones."""
     try:
         with safe_open(path, "pt") as file:
             stored = {name: file.get_tensor(name) for name in file.offset_keys()}
-    except (SafetensorError, FileNotFoundError) as error:
+    except (SafetensorError, OSError) as error:
         raise PackedModelError(f"{path} is not a complete file of weights: {error}") from None
     for name, tensor in stored.items():
         if name.startswith(_DERIVED):
             store.keep_as(name.removeprefix(_DERIVED), tensor)
+        elif name not in manifest.tensors:
+            raise PackedModelError(f"{path}: {name!r} is no tensor of the model: pack the model again")
     values = {}
-    largest_first = sorted(manifest.tensors.items(), key=lambda item: -torch.Size(item[1].shape).numel())
-    for name, tensor in largest_first:
-        try:
-            if tensor.where == "plain":
-                values[name] = stored[name]
-            elif tensor.where == "rows":
-                first = tensor.first_row
-                values[name] = stored[_DERIVED + tensor.rows_of][first : first + tensor.shape[0]]
-            else:
-                values[name] = unreadable(tensor.shape, getattr(torch, tensor.dtype))
-        except KeyError as missing:
-            raise PackedModelError(f"{path} has no tensor {missing}: pack the model again") from None
+    for name, tensor in manifest.tensors.items():
+        if tensor.where == "packed":
+            continue
+        held, first = (name, None) if tensor.where == "plain" else (_DERIVED + tensor.rows_of, tensor.first_row)
+        if held not in stored:
+            raise PackedModelError(f"{path} has no tensor {held!r}: pack the model again")
+        value = stored[held]
+        if first is not None and value.dim():
+            value = value[first : first + tensor.shape[0]]
+        if list(value.shape) != tensor.shape or value.dtype != tensor.torch_dtype:
+            raise PackedModelError(
+                f"{path}: {held!r} has {value.dtype} {list(value.shape)} where {name} is {tensor.dtype} "
+                f"{tensor.shape}: pack the model again"
+            )
+        values[name] = value
     return values
 
 
-def _build(folder: Path, manifest: Manifest, values: Mapping[str, torch.Tensor]) -> nn.Module:
-    if not manifest.model:
+def _check_structure(model: nn.Module, manifest: Manifest, folder: Path) -> None:
+    """Raise `PackedModelError` unless `model` has the tensors of the folder, and no others."""
+    tensors = dict(_tensors(model))
+    if tensors.keys() != manifest.tensors.keys():
+        odd = sorted(tensors.keys() ^ manifest.tensors.keys())
         raise PackedModelError(
-            f"{folder} is no model of Transformers: load(folder, model) needs a module of its structure"
+            f"{folder} is of another structure than the {type(model).__name__}: {', '.join(odd[:5])}"
         )
-    try:
-        import transformers
-    except ImportError:
-        raise PackedModelError(f"{folder} is a {manifest.model}: pip install transformers") from None
-    cls = getattr(transformers, manifest.model, None)
-    if cls is None:
-        raise PackedModelError(f"this version of Transformers has no {manifest.model}: give load(folder, model) one")
-    state = {name: value for name, value in values.items() if manifest.tensors[name].persistent}
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = cls.from_pretrained(None, config=config, state_dict=state, dtype=getattr(torch, manifest.dtype))
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
-    return model
+    for name, tensor in tensors.items():
+        shape = manifest.tensors[name].shape
+        if list(tensor.shape) != shape:
+            raise PackedModelError(f"{folder}: {name} is {shape}, the model's is {list(tensor.shape)}")
 
 
 def _give_values(
@@ -263,15 +248,12 @@ def _give_values(
 ) -> None:
     """Put `values` into `model`, and make its tensors known to `store` as what they were when it was packed."""
     tensors = dict(_tensors(model))
-    if tensors.keys() != values.keys():
-        odd = sorted(tensors.keys() ^ values.keys())
-        raise PackedModelError(
-            f"{folder} is of another structure than the {type(model).__name__}: {', '.join(odd[:5])}"
-        )
-    for name, tensor in tensors.items():
-        stored, value = manifest.tensors[name], values[name]
-        if tensor.shape != value.shape:
-            raise PackedModelError(f"{folder}: {name} is {list(value.shape)}, the model's is {list(tensor.shape)}")
+    for name in sorted(tensors, key=lambda name: -tensors[name].numel()):  # one filler serves all, if it is the largest
+        stored, tensor = manifest.tensors[name], tensors[name]
+        try:
+            value = values[name] if name in values else unreadable(stored.shape, stored.torch_dtype)
+        except RuntimeError as error:
+            raise PackedModelError(f"{folder}: there is no room for {name}, {stored.shape}: {error}") from None
         if tensor.device.type != "cpu" or tensor.data_ptr() != value.data_ptr() or tensor.dtype != value.dtype:
             new = nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value
             torch.utils.swap_tensors(tensor, new)  # in place: tied weights stay tied

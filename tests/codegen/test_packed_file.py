@@ -1,7 +1,10 @@
 """Packed weights on disk: read back bit for bit, mapped and aligned; files that do not fit are refused."""
 
 import hashlib
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from lutra.codegen.weights import PackedWeight
 from lutra.ir.errors import PackedModelError
 from lutra.ir.params import ParameterStore
 from lutra.ir.quantization import QuantizedWeight, WeightFormat
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 LAYOUTS = [
     PackedLayout("lookup", WeightFormat(2, 64), 96, 192, "pair"),
@@ -100,3 +105,55 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, monkeypatch: pytest.M
     message = f"layout version {LAYOUT_VERSION}, this version of lutra reads {LAYOUT_VERSION + 1}: pack"
     with pytest.raises(PackedModelError, match=message):
         restore_packed(path, ParameterStore())
+
+
+def rewritten(path: Path, change: Callable[[list[Any]], None]) -> None:
+    """The file with another description of its weights."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key).clone() for key in file.offset_keys()}
+    weights = json.loads(metadata["lutra.weights"])
+    change(weights)
+    save_file(tensors, path, metadata | {"lutra.weights": json.dumps(weights)})
+
+
+CHANGES: dict[str, tuple[Callable[[list[Any]], Any], str]] = {
+    "no list": (lambda weights: weights[0].update(layout=3), "lutra.weights.0.layout: Input should be"),
+    "a fraction": (
+        lambda weights: weights[0]["layout"].update(n=1.5),
+        "lutra.weights.0.layout.n: Input should be a valid",
+    ),
+    "no such family": (lambda weights: weights[0]["layout"].update(family="evil"), "lutra.weights.0.layout.family"),
+    "bits": (lambda weights: weights[0]["layout"]["format"].update(bits=5), "lutra.weights: bits = 5 is not supported"),
+    "no rows": (lambda weights: weights[0]["layout"].update(n=0), "'w0@q': no kernel packs lookup-pair-s2g64-0x192"),
+    "groups": (lambda weights: weights[0]["layout"].update(k=191), "'w0@q': no kernel packs lookup-pair-s2g64-96x191"),
+    "an order": (
+        lambda weights: weights[2].update(layout=weights[2]["layout"] | {"slot_order": "pair"}),
+        "'w1@q': no kernel packs dot-pair-a4g32-70x64",
+    ),
+    "more rows": (
+        lambda weights: [weight["layout"].update(n=10**12) for weight in weights[:2]],
+        "alone: pack the model",
+    ),
+    "a weight less": (lambda weights: weights.clear(), "alone: pack the model again"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_a_file_says_of_its_weights_is_checked(tmp_path: Path, kind: str):
+    change, said = CHANGES[kind]
+    written(tmp_path / "packed.safetensors")
+    rewritten(tmp_path / "packed.safetensors", change)
+    with pytest.raises(PackedModelError, match=said):
+        restore_packed(tmp_path / "packed.safetensors", ParameterStore())
+
+
+def test_a_weight_of_another_shape_is_not_packed_in_another_layout(tmp_path: Path):
+    written(tmp_path / "packed.safetensors")
+    store = ParameterStore()
+    restore_packed(tmp_path / "packed.safetensors", store)
+    for other in (
+        PackedLayout("dot", WeightFormat(2, 64), 160, 192, "row"),
+        PackedLayout("dot", WeightFormat(2, 64, "asymmetric"), 96, 192, "row"),
+    ):
+        with pytest.raises(PackedModelError, match=r"w0@q is \[96, 192\] in s2g64 where the model needs"):
+            PackedWeight("w0@q", other, 0).resolve(store)

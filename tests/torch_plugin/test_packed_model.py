@@ -1,6 +1,7 @@
 """`lutra pack` and `lutra.load`: the same answers from the packed folder alone."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,12 @@ import lutra
 import pytest
 import torch
 from lutra.ir.errors import LutraError, OptionError, PackedModelError
+from lutra.tests.torch_plugin.packed_mutations import read, seal, write
 from lutra.torch_plugin.cli import app
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -154,9 +159,67 @@ def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(PackedModelError, match=r"a.weight is \[96, 64\], the model's is \[96, 65\]"):
         lutra.load(tmp_path / "packed", wider)
     manifest = tmp_path / "packed" / "lutra.json"
-    manifest.write_text(manifest.read_text().replace('"lutra":1', '"lutra":7').replace('"lutra": 1', '"lutra": 7'))
-    with pytest.raises(PackedModelError, match=r"lutra.json: lutra: .*pack the model again"):
+    manifest.write_text(manifest.read_text().replace('"lutra": 2', '"lutra": 7'))
+    with pytest.raises(PackedModelError, match=r"lutra.json: lutra: Input should be 2: pack the model again"):
         lutra.load(tmp_path / "packed", Pair())
+
+
+def test_a_folder_is_verified_file_by_file(tmp_path: Path):
+    packed_pair(tmp_path)
+    folder = tmp_path / "packed"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert lutra.verify(folder) == sizes
+    with (folder / "plain.safetensors").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"x")
+    for check in (lutra.verify, lambda folder: lutra.load(folder, Pair())):
+        with pytest.raises(PackedModelError, match=r"plain.safetensors is damaged: between bytes 0 and"):
+            check(folder)
+    done = CliRunner().invoke(app, ["verify", str(folder)])
+    assert isinstance(done.exception, PackedModelError)
+
+
+def changed(folder: Path, name: str, change: Any) -> None:
+    """`change` the tensors of a file on purpose: the checksums fit."""
+    with safe_open(folder / name, "pt") as file:
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key).clone() for key in file.offset_keys()}
+    save_file(change(tensors), folder / name, metadata)
+    seal(folder)
+
+
+def test_files_of_others_hold_what_the_manifest_says(tmp_path: Path):
+    packed_pair(tmp_path)
+    folder = tmp_path / "packed"
+    whole = read(folder)
+    for change, said in (
+        (lambda tensors: tensors | {"unused": torch.zeros(4)}, r"'unused' has torch.float32 \[4\] where unused is"),
+        (lambda tensors: tensors | {"unused": torch.zeros(3).int()}, r"'unused' has torch.int32 \[3\] where unused is"),
+        (lambda tensors: tensors | {"other": torch.zeros(3)}, "'other' is no tensor of the model"),
+        (lambda tensors: {"shift": tensors["shift"]}, "has no tensor '"),
+    ):
+        changed(folder, "plain.safetensors", change)
+        with pytest.raises(PackedModelError, match=f"plain.safetensors.*{said}"):
+            lutra.load(folder, Pair())
+        write(whole, folder)
+    manifest = json.loads(whole["lutra.json"])
+    manifest["tensors"]["a.weight"]["shape"] = [10**6, 10**6]
+    (folder / "lutra.json").write_text(json.dumps(manifest))
+    seal(folder)
+    with pytest.raises(PackedModelError, match=r"a.weight cannot have shape \[1000000, 1000000\]: the files are too"):
+        lutra.load(folder, Pair())
+
+
+def test_derived_tensors_of_others_are_what_the_graph_needs(tmp_path: Path):
+    _, x, _ = packed_pair(tmp_path)
+    changed(tmp_path / "packed", "plain.safetensors", lambda tensors: tensors | {"derived|a.bias": torch.zeros(9)})
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", Pair(), {"cache_dir": tmp_path / "cache"})
+    with (
+        torch.no_grad(),
+        pytest.raises(BackendCompilerFailed, match=r"a.bias is \[9\] of .* needs \[96\] of") as raised,
+    ):
+        loaded(x)
+    assert isinstance(raised.value.inner_exception, PackedModelError)
 
 
 def test_weights_are_packed_as_they_are_now(tmp_path: Path):
@@ -178,6 +241,8 @@ def test_the_command_line_packs_a_checkpoint_and_profiles_the_result(tmp_path: P
     done = run("pack", str(tmp_path / "model"), "--recipe", "w4", "-o", folder)
     assert done.exit_code == 0, done.output
     assert "MB of weights, no tokenizer found" in done.output
+    verified = run("verify", folder)
+    assert verified.exit_code == 0 and "packed.safetensors" in verified.output
     torch._dynamo.reset()
     shown = run("profile", folder, "--prompt", "8", "--new-tokens", "3")
     assert shown.exit_code == 0 and "s4g128" in shown.output

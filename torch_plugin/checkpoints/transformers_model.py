@@ -9,7 +9,7 @@ import math
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _NAMES_CODE = re.compile(r"^auto_map$|_implementation$|_implementation_internal$
 _MOST_BUFFER_BYTES = 1 << 30
 """Buffers are computed, not stored: tables of angles and masks."""
 _LONGEST_REASON = 500
+_PARAMETERS = (register_module_parameter_registration_hook,)
 _FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -63,10 +64,12 @@ def empty_model(path: Path, config: Any, tensors: int) -> Any:
     tensors: how many there are in the checkpoint at `path`."""
     from transformers import AutoModelForCausalLM
 
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    layers, limit = getattr(config.get_text_config(), "num_hidden_layers", None), 2 * tensors + _SPARE
     with (
         refusing(f"{path}: Transformers builds no model of its configuration"),
-        _at_most(2 * tensors + _SPARE, f"{path}: its configuration (of {layers} layers) needs more"),
+        parts_at_most(
+            limit, CheckpointError(f"{path}: its configuration (of {layers} layers) needs more than {limit} parameters")
+        ),
         torch.device("meta"),
     ):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -95,22 +98,26 @@ def refusing(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _at_most(parameters: int, what: str) -> Iterator[None]:
-    """Let modules that this thread makes have so many parameters together, and raise `CheckpointError` for the next."""
-    thread, seen = threading.get_ident(), 0
+def parts_at_most(
+    count: int, error: LutraError, registries: Sequence[Callable[..., Any]] = _PARAMETERS
+) -> Iterator[None]:
+    """Let modules that this thread makes have `count` parts together, and raise `error` for the next. `registries`:
+    torch's functions that register a hook for each kind of part (default: parameters)."""
+    thread, left = threading.get_ident(), count
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal seen
-        if threading.get_ident() == thread and parameter is not None:
-            seen += 1
-            if seen > parameters:
-                raise CheckpointError(f"{what} than {parameters} parameters")
+    def registered(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal left
+        if threading.get_ident() == thread and part is not None:
+            left -= 1
+            if left < 0:
+                raise error
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = [register(registered) for register in registries]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def _check_numbers(path: Path, values: Mapping[str, Any], tensors: int) -> None:
