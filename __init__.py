@@ -18,7 +18,7 @@ _EXPORTS = {
     "load_recipe": ".recipes.loading",
     "pack": ".torch_plugin.packed_model",
     "profile": ".torch_plugin.profiling",
-    "reports": ".torch_plugin.report",
+    "report": ".torch_plugin.report",
     "verify": ".torch_plugin.packed_model",
 }
 __all__ = [
@@ -32,7 +32,7 @@ __all__ = [
     "load_recipe",
     "pack",
     "profile",
-    "reports",
+    "report",
     "verify",
 ]
 

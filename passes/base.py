@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from ..ir.graph import Graph, Phase
 from ..ir.selection import Candidate
@@ -12,15 +12,28 @@ Kind = Literal["fusion", "weight-static", "activation-mask", "prefill-decode", "
 ALL_PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
 
 
+Stays = Literal["embedding", "convolution", "experts", "not selected", "group size", "other"]
+"""Kinds of weights that stay in floating point."""
+
+
+class LeftAlone(NamedTuple):
+    """What a pass did not touch: module path, reason, and the kind of the weight for sums."""
+
+    path: str
+    reason: str
+    kind: Stays = "other"
+
+
 @dataclass
 class PassReport:
-    """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: (path, why)."""
+    """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: what it left
+    alone."""
 
     name: str
     origin: str = ""
     matched: int = 0
     changed: dict[str, int] = field(default_factory=dict)
-    left: list[tuple[str, str]] = field(default_factory=list)
+    left: list[LeftAlone] = field(default_factory=list)
 
     def count(self, rewrite: str, number: int = 1) -> None:
         """Note `number` more rewrites of this name."""

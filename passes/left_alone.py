@@ -6,7 +6,7 @@ from typing import Any
 from ..ir.graph import Graph
 from ..ir.operator_call import operation_name
 from ..ir.rewriting import ParamOp, parameter_symbol, paths, tensor_type, users
-from .base import PassReport
+from .base import LeftAlone, PassReport, Stays
 from .matching import sizes
 
 _VIEWS = (
@@ -30,36 +30,37 @@ _VIEWS = (
 def report_left_alone(graph: Graph, report: PassReport, not_taken: str) -> None:
     """Add every floating-point weight of two or more dimensions to `report.left`, by path; `not_taken`: why a linear
     may have kept its own. What the report names already stays as it is."""
-    known = {path for path, _ in report.left}
+    known = {left.path for left in report.left}
     for op in graph.operations:
         if isinstance(op, ParamOp) and len(sizes(op.out)) > 1:
             if not tensor_type(op.out.type).dtype.is_floating_point:
                 continue
-            for path, why in _reasons(op.out, not_taken):
-                if path not in known:
-                    known.add(path)
-                    report.left.append((path, why))
+            for left in _reasons(op.out, not_taken):
+                if left.path not in known:
+                    known.add(left.path)
+                    report.left.append(left)
 
 
-def _reasons(weight: Any, not_taken: str) -> Iterator[tuple[str, str]]:
-    """Path and reason for each module that reads `weight`."""
+def _reasons(weight: Any, not_taken: str) -> Iterator[LeftAlone]:
+    """Path, reason and kind for each module that reads `weight`."""
     symbol = parameter_symbol(weight) or ""
     for reader in _readers(weight):
         name = operation_name(reader.operation)
         if name == "lutra.linear" and parameter_symbol(reader.operands[1]) == symbol:
-            yield from ((path, not_taken) for path in paths(reader) or (parameter_path(symbol),))
+            for path in paths(reader) or (parameter_path(symbol),):
+                yield LeftAlone(path, not_taken, "not selected")
         else:
-            yield parameter_path(symbol), _reason(name, len(sizes(weight)))
+            yield LeftAlone(parameter_path(symbol), *_reason(name, len(sizes(weight))))
 
 
-def _reason(name: str, rank: int) -> str:
+def _reason(name: str, rank: int) -> tuple[str, Stays]:
     if name.startswith("aten.embedding"):
-        return "an embedding: its rows are looked up, not multiplied"
+        return "an embedding: its rows are looked up, not multiplied", "embedding"
     if "conv" in name:
-        return "a convolution, not a linear"
+        return "a convolution, not a linear", "convolution"
     if rank > 2:
-        return f"a stack of matrices (experts) that {name} reads, not a linear"
-    return f"read by {name}, not by a linear"
+        return f"a stack of matrices (experts) that {name} reads, not a linear", "experts"
+    return f"read by {name}, not by a linear", "other"
 
 
 def _readers(weight: Any) -> Iterator[Any]:

@@ -29,7 +29,7 @@ from ..ir.rewriting import (
 )
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
-from .base import ALL_PHASES, Kind, PassContext, PassReport
+from .base import ALL_PHASES, Kind, LeftAlone, PassContext, PassReport
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
@@ -99,7 +99,7 @@ class QuantizeWeights:
                 columns[symbol], layers[symbol] = static_shape(op.weight)[1], paths(op) or ("",)
         for stack in {s.path: s for _, s in stacks(graph.operations) if s.path in chosen}.values():
             if (reason := stack.why_not or self._no_experts(context)) is not None:
-                context.report.left.append((stack.path, reason))
+                context.report.left.append(LeftAlone(stack.path, reason, "experts"))
                 continue
             symbol = stack.derive(graph.store)
             columns[symbol], layers[symbol] = stack.k, (stack.path,)
@@ -155,7 +155,7 @@ class QuantizeWeights:
                 if len(reasons) == len(layers):
                     raise QuantizationError(f"{where}: {error}") from None
         for symbol, why in reasons.items():
-            context.report.left += [(path or symbol, why) for path in layers.pop(symbol)]
+            context.report.left += [LeftAlone(path or symbol, why, "group size") for path in layers.pop(symbol)]
 
     def _weight_of(self, op: Any, chosen: set[str]) -> str | None:
         """The symbol of the floating-point weight of a linear that the selector took whole."""

@@ -32,7 +32,7 @@ from ..ir.rewriting import (
 )
 from ..ir.selection import Candidate
 from ..ir.types import TensorType
-from .base import ALL_PHASES, Kind, PassContext
+from .base import ALL_PHASES, Kind, LeftAlone, PassContext
 
 TABLE_COLUMNS = 4
 
@@ -55,7 +55,7 @@ class SymmetrizeTables:
         for op in linears:
             if activations_of(op) is not None:
                 reason = "its activations stay as they are, and tables would round them"
-                context.report.left += [(path, reason) for path in paths(op)]
+                context.report.left += [LeftAlone(path, reason) for path in paths(op)]
         linears = [op for op in linears if activations_of(op) is None]
         candidates = [Candidate(p, "linear", static_shape(op.weight)) for op in linears for p in paths(op) or ("",)]
         chosen = {c.path for c in context.select(candidates)}

@@ -12,16 +12,18 @@ import torch
 from torch import fx
 
 from .bitnet import unwrap_nested_compilation
-from .capture import capture, needs_gradient
+from .capture import capture, needs_gradient, parameter_names
 from .growing_caches import trace_for_any_cache_length
 from .model_state import ModelState, state_for
 from .options import Options
+from .uncompiled import Elsewhere, warn_of_eager_generate
 
 logger = logging.getLogger("lutra")
 _warned: set[str] = set()
 # Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a
 # backend but after it has looked the backend up, so this is the last moment to say that floats are constants.
 torch._dynamo.config.specialize_float = True
+warn_of_eager_generate()
 
 
 def lutra(
@@ -46,7 +48,11 @@ def lutra(
             f"gradients are needed: this graph runs on {parsed.training_backend!r}, not on lutra "
             "(call the model under torch.no_grad() or torch.inference_mode() for inference)",
         )
-        return torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+        state = state_for(example_inputs, parsed)
+        for index, name in parameter_names(gm, example_inputs).items():
+            state.store.bind(name, example_inputs[index])
+        call = torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+        return state.went_elsewhere(Elsewhere(call, parsed.training_backend, state))
     unwrap_nested_compilation()
     trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)

@@ -114,7 +114,7 @@ class Explanation:
         facts.add_row("tokens/s", f"{self.tokens_per_second:.1f}")
         for report in self.passes:
             changed = ", ".join(f"{name} {count}" for name, count in report.changed.items()) or "nothing"
-            left = "; ".join(f"{path}: {why}" for path, why in report.left[:_SHOWN])
+            left = "; ".join(f"{left.path}: {left.reason}" for left in report.left[:_SHOWN])
             facts.add_row(report.name, f"{changed}{f'; left alone: {left}' if left else ''}")
         return Group(table, facts)
 
@@ -131,7 +131,7 @@ class Explanation:
 
 
 def explain(model: Any, context: int, batch: int | None = None, machine: Machine | None = None) -> Explanation:
-    """Predict a decode step of `model` (what `lutra.reports` takes) that attends to `context` tokens.
+    """Predict a decode step of `model` (what `lutra.report` takes) that attends to `context` tokens.
 
     The model must have been compiled and must have generated something. batch: needed when it is symbolic in the graph;
     machine: constants to predict with, else this machine's, measured when they are not in the cache folder (a minute).

@@ -25,6 +25,7 @@ from .nets import FallenGraph, TorchGraph, described, must_raise, warn_of_calls,
 from .options import Options
 from .progress import CompileProgress
 from .release import release_originals
+from .uncompiled import Elsewhere
 from .weight_watch import WeightWatch
 
 _kept: MutableMapping[torch.nn.Module, "ModelState"] = weakref.WeakKeyDictionary()
@@ -70,6 +71,7 @@ class ModelState:
         self._watches: MutableSet[WeightWatch] = weakref.WeakSet([self.watch])
         self._graphs: list[weakref.ref[CompiledGraph]] = []
         self._fallen: list[weakref.ref[FallenGraph]] = []
+        self._elsewhere: list[weakref.ref[Elsewhere]] = []
         _states[next(_numbers)] = self
 
     @property
@@ -81,6 +83,16 @@ class ModelState:
     def fallen(self) -> list[FallenGraph]:
         """Those that torch runs and that can still be called."""
         return [graph for reference in self._fallen if (graph := reference()) is not None]
+
+    @property
+    def elsewhere(self) -> list[Elsewhere]:
+        """Those that went to the training backend and that can still be called."""
+        return [graph for reference in self._elsewhere if (graph := reference()) is not None]
+
+    def went_elsewhere(self, graph: Elsewhere) -> Elsewhere:
+        """Note `graph`, which is returned."""
+        self._elsewhere = [*map(weakref.ref, self.elsewhere), weakref.ref(graph)]
+        return graph
 
     def knows(self, parameter: torch.Tensor) -> bool:
         """True when a graph over `parameter` was compiled."""

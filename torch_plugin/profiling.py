@@ -119,7 +119,7 @@ def _table(phase: Phase, calls: Sequence[GraphCall]) -> Table:
 
 @contextmanager
 def profile(model: Any) -> Iterator[Timeline]:
-    """Watch the graphs compiled so far over the parameters of `model` (what `lutra.reports` takes).
+    """Watch the graphs compiled so far over the parameters of `model` (what `lutra.report` takes).
 
     Raises `TypeError` for what is no model."""
     timeline = Timeline()

@@ -1,4 +1,4 @@
-"""What was compiled, for people: `print(lutra.reports(model)[0])`."""
+"""What became of a model, for people: `print(lutra.report(model))`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 
 from ..codegen.torch_calls import TorchCall, counted
 from ..ir.graph import Phase
@@ -15,6 +16,8 @@ from ..passes.base import PassReport
 from .compiled_graph import CompiledGraph
 from .model_state import ModelState, states_over
 from .nets import FallenGraph
+from .uncompiled import why_not_compiled
+from .weight_account import WeightAccount, weight_account
 
 _WIDTH = 110
 _SHOWN = 5
@@ -63,29 +66,61 @@ class GraphReport:
         for heading, ratio in (("pass", 2), ("written at", 2), ("rewrites", 4), ("left alone", 3)):
             table.add_column(heading, ratio=ratio, overflow="fold")  # a path that is cut short names nothing
         for report in self.passes:
-            left = [f"{path}: {why}" for path, why in report.left]
+            left = [f"{left.path}: {left.reason}" for left in report.left]
             more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
             origin = report.origin.replace("\\", "/").rsplit("/", 1)[-1]
             table.add_row(report.name, origin, _counts(report.changed) or "none", "\n".join(left[:_SHOWN] + more))
         return table
 
 
-def reports(model: Any) -> list[GraphReport]:
-    """The graphs compiled so far over the parameters of `model`, in order of compilation, then those that torch runs.
+@dataclass(frozen=True)
+class ModelReport:
+    """What became of a model.
+
+    graphs: those compiled over its parameters, in order of compilation, then those that torch runs as a whole. weights:
+    None as long as there are no graphs. notes: what does not run on Lutra, and why."""
+
+    graphs: tuple[GraphReport, ...]
+    weights: WeightAccount | None
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=_WIDTH, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+
+    def __rich__(self) -> Group:
+        """Notes, weights, then every graph."""
+        account = [] if self.weights is None else [self.weights]
+        return Group(*self.notes, *account, *self.graphs)
+
+
+def report(model: Any) -> ModelReport:
+    """What became of `model`: its graphs, its weights, and why nothing was compiled where nothing was.
 
     model: what `torch.compile` returned, the module or bound method that it was given, or any module that holds
     parameters of it. Raises `TypeError` for anything else."""
-    states = list(states_of(module_of(model)))
-    compiled = [_report(graph) for state in states for graph in state.graphs]
-    return compiled + [_fallen(graph) for state in states for graph in state.fallen]
+    module = module_of(model)
+    states = list(states_of(module))
+    compiled = [graph for state in states for graph in state.graphs]
+    graphs = [*map(_report, compiled), *(_fallen(graph) for state in states for graph in state.fallen)]
+    elsewhere = [graph for state in states for graph in state.elsewhere]
+    return ModelReport(
+        graphs=tuple(graphs),
+        weights=weight_account(module, compiled) if compiled else None,
+        notes=tuple(why_not_compiled(model, module, len(graphs), elsewhere)),
+    )
 
 
 def module_of(model: Any) -> nn.Module:
+    """The module behind what a user has in hand; raises `TypeError` for anything that has none."""
+    if isinstance(model, OptimizedModule):
+        return model._orig_mod
     if isinstance(model, nn.Module):
         return model
     owner = getattr(getattr(model, "_torchdynamo_orig_callable", model), "__self__", None)
     if not isinstance(owner, nn.Module):
-        raise TypeError(f"reports() takes a module, or a method of one, compiled or not; got {type(model).__name__}")
+        raise TypeError(f"a module, or a method of one, compiled or not, is wanted; got {type(model).__name__}")
     return owner
 
 

@@ -72,7 +72,7 @@ def test_experts_are_quantised(
         expected = model(tokens, use_cache=False).logits
     assert len(names) == 2
     assert backend.counts()["grouped_linear"] == 2
-    assert not set(names) & {path for report in backend.reports for path, _ in report.left}
+    assert not set(names) & {left.path for report in backend.reports for left in report.left}
     assert (logits - expected).norm() <= (1e-3 if dtype == torch.float32 else 0.3) * (plain - expected).norm()
 
 
@@ -101,7 +101,7 @@ def test_experts_that_stay_are_named(
     backend = interpreted({"fuse": {}}, {"quantize-weights": entry})
     with torch.no_grad():
         torch.compile(model, backend=backend)(tokens, use_cache=False)
-    found = {path: why for report in backend.reports for path, why in report.left}
+    found = {left.path: left.reason for report in backend.reports for left in report.left}
     assert found["model.layers.0.mlp.experts.gate_up_proj"].startswith(reason)
 
 

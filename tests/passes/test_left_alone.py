@@ -30,7 +30,7 @@ class Everything(nn.Module):
 
 def left(reports: list[Any]) -> dict[str, str]:
     """Path -> reason over all reports; each path once."""
-    pairs = [pair for report in reports for pair in report.left]
+    pairs = [(left.path, left.reason) for report in reports for left in report.left]
     assert len(dict(pairs)) == len(pairs)
     return dict(pairs)
 

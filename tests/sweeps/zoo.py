@@ -50,7 +50,7 @@ class ModelJudge:
             if judged(expected, by_torch)[0] == outcome:
                 return "excluded", f"torch.compile with aot_eager is no better: {detail}"
             return outcome, detail
-        graphs = lutra.reports(model)
+        graphs = lutra.report(model).graphs
         if not graphs:
             return "nets", "no graph ran on lutra"
         fallbacks = sorted({operator for graph in graphs for operator in graph.fallbacks})

@@ -90,7 +90,7 @@ def run(made: nn.Module, x: torch.Tensor, folder: Path) -> tuple[torch.Tensor, A
     options: dict[str, Any] = {"cache_dir": folder, "strict": True}
     compiled: Any = torch.compile(WithParameter(made), backend="lutra", options=options, dynamic=False)
     with torch.no_grad():
-        return compiled(x), lutra.reports(compiled)[-1].kernels
+        return compiled(x), lutra.report(compiled).graphs[-1].kernels
 
 
 SHAPES = pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_models_generate_eagers_tokens_and_can_be_packed(tmp_path: Path, kind: s
     tokens, logits = generated(model, IDS)
     assert torch.equal(tokens, expected)
     assert (logits - eager).norm() < 1e-5 * eager.norm()
-    for report in lutra.reports(model):
+    for report in lutra.report(model).graphs:
         assert sum(count for name, count in report.kernels.items() if name.endswith("t2gc")) == 14
     lutra.pack(model, tmp_path / "packed")
     torch._dynamo.reset()

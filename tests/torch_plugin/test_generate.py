@@ -47,7 +47,7 @@ def prompt(length: int, batch: int = 1) -> torch.Tensor:
 
 
 def phases(model: Any) -> list[str]:
-    return [report.phase for report in lutra.reports(model)]
+    return [report.phase for report in lutra.report(model).graphs]
 
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False, "disable_compile": True}
@@ -208,4 +208,4 @@ def test_windows_that_slide_over_a_dynamic_cache_give_eagers_tokens(config: Any)
         model.forward = torch.compile(model.forward, backend="lutra")
         got = model.generate(tokens, attention_mask=torch.ones_like(tokens), **keywords)
     torch.testing.assert_close(got, expected)
-    assert lutra.reports(model) and all(report.fell is None for report in lutra.reports(model))
+    assert lutra.report(model).graphs and all(report.fell is None for report in lutra.report(model).graphs)

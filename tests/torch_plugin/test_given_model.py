@@ -106,7 +106,7 @@ def logits(model: Any) -> torch.Tensor:
 def check(loaded: Any, expected: torch.Tensor, linears: int) -> None:
     got = logits(loaded)
     assert (got - expected).norm() < 0.02 * expected.norm()  # activations are quantised to int8
-    (report,) = lutra.reports(loaded)
+    (report,) = lutra.report(loaded).graphs
     low_bit = {k: n for k, n in report.kernels.items() if k.split("_")[0] in ("dot", "gemm", "lookup", "triples")}
     assert sum(n for k, n in low_bit.items() if "activations" not in k) == linears
 

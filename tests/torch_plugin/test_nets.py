@@ -91,7 +91,7 @@ WHOLE = [import_fails, mlir_is_invalid, a_pass_fails, optimising_fails, the_comp
 
 def test_an_operator_whose_lowering_fails_runs_in_torch(monkeypatch: pytest.MonkeyPatch, caplog: Any):
     lowering_fails(monkeypatch)
-    (report,) = lutra.reports(run(Model()))
+    (report,) = lutra.report(run(Model())).graphs
     (call,) = report.torch_calls
     assert report.fell is None and report.fallbacks == {"aten.tanh": 1}
     assert call.reason == "its lowering failed: ValueError: an injected fault"
@@ -107,7 +107,7 @@ def test_a_graph_that_cannot_be_compiled_runs_in_torch(
 ):
     fault(monkeypatch)
     model = Model()
-    reports = lutra.reports(run(model, recipe="none"))
+    reports = lutra.report(run(model, recipe="none")).graphs
     torch.testing.assert_close(model.calls, torch.full((3,), 2.0))  # updated in place, by eager and by the net
     assert [report.fell is not None and "an injected fault" in report.fell for report in reports] == [True]
     assert "torch runs it as a whole" in str(reports[0])
@@ -118,7 +118,7 @@ def test_a_graph_that_cannot_be_compiled_runs_in_torch(
 @pytest.mark.skipif(not get_target("auto").features, reason="every processor has what the portable target needs")
 def test_instructions_that_the_compiler_does_not_know_do_not_end_the_process(monkeypatch: pytest.MonkeyPatch):
     the_processor_is_older(monkeypatch)
-    (report,) = lutra.reports(run(Model()))
+    (report,) = lutra.report(run(Model())).graphs
     assert report.fell is not None and "which LLVM does not see in" in report.fell
 
 
@@ -243,7 +243,7 @@ def test_foreign_arguments_results_and_buffers_cross_as_they_are():
             torch.testing.assert_close(fast(x, ours), model(x, theirs))
             torch.testing.assert_close(ours, theirs)
             model.table.mul_(1j)
-    assert [report.fell for report in lutra.reports(fast)] == [None]
+    assert [report.fell for report in lutra.report(fast).graphs] == [None]
 
 
 class Lists(nn.Module):
@@ -272,7 +272,7 @@ def test_parameters_inside_lists_are_read_as_parameters():
         for _ in range(2):
             torch.testing.assert_close(fast(x), model(x))
             model.table.data.mul_(2)
-    assert all(report.fell is None for report in lutra.reports(fast))
+    assert all(report.fell is None for report in lutra.report(fast).graphs)
 
 
 def test_jagged_and_sparse_arguments_give_eagers_answer():

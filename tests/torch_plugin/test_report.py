@@ -1,4 +1,4 @@
-"""`lutra.reports`: what was compiled for a model."""
+"""`lutra.report`: what was compiled for a model."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import lutra
 import pytest
 import torch
-from lutra.passes.base import PassReport
+from lutra.passes.base import LeftAlone, PassReport
 from lutra.torch_plugin.report import GraphReport
 from torch import nn
 
@@ -33,7 +33,7 @@ def test_a_report_says_what_runs_and_where_it_came_from(tmp_path: Path):
     compiled = compile_(model, tmp_path)
     with torch.no_grad():
         compiled(x)
-    (report,) = lutra.reports(compiled)
+    (report,) = lutra.report(compiled).graphs
     assert report.phase == "encode"
     assert [p.name for p in report.passes] == ["fuse"]
     assert sum(report.kernels.values()) >= 3
@@ -48,21 +48,21 @@ def test_a_report_says_what_runs_and_where_it_came_from(tmp_path: Path):
     again = compile_(Network(), tmp_path)
     with torch.no_grad():
         again(x)
-    assert lutra.reports(again)[0].cache == "hit"
+    assert lutra.report(again).graphs[0].cache == "hit"
 
 
 def test_reports_are_found_from_the_compiled_model_its_original_a_method_and_a_part(tmp_path: Path):
     model, x = Network(), torch.randn(3, 64)
     with torch.no_grad():
         compile_(model.forward, tmp_path)(x)
-    expected = lutra.reports(model)
+    expected = lutra.report(model).graphs
     assert len(expected) == 1
     compiled = torch.compile(model.forward, backend="lutra")
     for handle in (model.first, model.forward, compiled, nn.ModuleList([model, nn.Linear(2, 2)])):
-        assert lutra.reports(handle) == expected
-    assert lutra.reports(nn.Linear(2, 2)) == []
-    with pytest.raises(TypeError, match="reports\\(\\) takes a module, or a method of one, compiled or not; got int"):
-        lutra.reports(3)
+        assert lutra.report(handle).graphs == expected
+    assert lutra.report(nn.Linear(2, 2)).graphs == ()
+    with pytest.raises(TypeError, match="a module, or a method of one, compiled or not, is wanted; got int"):
+        lutra.report(3)
 
 
 def test_different_options_and_shapes_have_reports_of_their_own(tmp_path: Path):
@@ -72,12 +72,12 @@ def test_different_options_and_shapes_have_reports_of_their_own(tmp_path: Path):
         quantised = {"lutra": 1, "name": "q", "passes": [{"fuse": {}}, {"quantize-weights": {"group_size": 64}}]}
         options: Any = {"cache_dir": tmp_path, "recipe": quantised}
         torch.compile(model, backend="lutra", options=options)(torch.randn(3, 64))
-    assert sorted(len(report.passes) for report in lutra.reports(model)) == [1, 2]
-    assert {report.packed_bytes > 0 for report in lutra.reports(model)} == {False, True}
+    assert sorted(len(report.passes) for report in lutra.report(model).graphs) == [1, 2]
+    assert {report.packed_bytes > 0 for report in lutra.report(model).graphs} == {False, True}
 
 
 def test_long_lists_of_what_was_left_alone_are_cut():
-    left = [(f"model.layers.{i}.mlp", "its columns do not divide") for i in range(9)]
+    left = [LeftAlone(f"model.layers.{i}.mlp", "its columns do not divide") for i in range(9)]
     report = GraphReport("decode", (PassReport("thin", "r.yaml:3", 9, {}, left),), {}, {}, "hit", {}, 1_500_000)
     text = str(report)
     assert "... and 4 more" in text and "layers.4" in text and "layers.5" not in text

@@ -89,7 +89,7 @@ def test_the_executable_writes_small_updates(size: int, written: bool):
         with torch.no_grad():
             assert (fast(torch.ones(size)) == number).all()
     assert model.step.data_ptr() == place and (model.step == 3).all()
-    assert [report.kernels.get("overwrite", 0) for report in lutra.reports(model)] == [int(written)]
+    assert [report.kernels.get("overwrite", 0) for report in lutra.report(model).graphs] == [int(written)]
 
 
 def test_an_input_in_the_middle_of_a_tensor_is_updated():
