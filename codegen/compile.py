@@ -20,6 +20,7 @@ from ..ir.types import as_tensor_type
 from .cache import Entry, ExecutableCache, Key
 from .executable import Executable, ExecutableSummary
 from .lowering import Lowered, Lowering
+from .own_constants import own_constants
 from .parallel import export_library, load_library
 from .schedule import schedule_elementwise
 from .targets import Target
@@ -131,6 +132,7 @@ def _optimised(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
             passes.LegalizeOps(),
             passes.AnnotateTIROpPattern(),
             passes.FoldConstant(),
+            own_constants,
             passes.FuseOps(),
             passes.FuseTIR(),
             passes.DeadCodeElimination(),

@@ -23,7 +23,8 @@ class Experts(nn.Module):
 def compiled(module: nn.Module, activations: str, family: str = "auto") -> Any:
     quantize = {"bits": 4, "group_size": 32, "activations": activations}
     recipe = {"lutra": 1, "name": "r", "passes": [{"quantize-weights": quantize}]}
-    return torch.compile(module, backend="lutra", options={"recipe": recipe, "kernel_family": family})
+    options: Any = {"recipe": recipe, "kernel_family": family}
+    return torch.compile(module, backend="lutra", options=options)
 
 
 def rounded(module: Experts) -> Experts:

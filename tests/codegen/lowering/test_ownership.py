@@ -126,6 +126,16 @@ def constants(a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, ...]:
     return torch.zeros(3), torch.arange(4), torch.tensor([1.0, 2.0]), torch.full((2, 2), 5), torch.zeros(0), a + 1
 
 
+def constants_like_the_input(a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+    new = torch.zeros_like(a), torch.ones_like(n) + 1, torch.full_like(p, 3), a.new_zeros(3), a.new_full((2,), 4.0)
+    sizes = torch.arange(a.shape[2]), torch.tensor(a.shape), torch.ones(a.shape).view(-1)
+    return *new, *sizes, torch.zeros_like(a)[0].to(torch.float64), a + 1
+
+
+def update_of_a_constant_like_the_input(a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, ...]:
+    return updated(torch.zeros_like(a), p, n), updated(torch.full_like(a, 2).view(1, 2, 10, 16), p, n)
+
+
 def copies(a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, ...]:
     b = a + 1
     return b, b.clone(), b.to(torch.float32, copy=True), torch.cat([b]), b.contiguous().clone(), n.clone(), n.clone()
@@ -151,6 +161,8 @@ def the_input(a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, ...]:
         update_of_a_constant,
         update_of_a_parameter,
         constants,
+        constants_like_the_input,
+        update_of_a_constant_like_the_input,
         copies,
         copy_of_a_constant,
         the_input,
