@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lutra-setup
 
-.PHONY: setup demo test test-ops test-zoo check peers
+.PHONY: setup demo test test-ops test-zoo fuzz check peers
 
 setup: $(STAMP)
 
@@ -28,6 +28,17 @@ test-ops: setup
 
 test-zoo: setup
 	$(BIN)/python -m lutra.tests.sweeps.zoo $(ARGS)
+
+# Recipes, files and command lines of others: FUZZ inputs of each kind (`make test` tries 100 to 400), then GUIDED seconds
+# of each kind of recipe under the guidance of atheris, where that installs.
+FUZZ ?= 2000
+GUIDED ?= 60
+fuzz: setup
+	LUTRA_FUZZ=$(FUZZ) $(BIN)/python -m pytest -m fuzz --numprocesses auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0 || echo "atheris does not install here"
+	for kind in texts mappings variables names conditions patterns; do \
+		$(BIN)/python -m lutra.tests.support.guided $$kind --seconds $(GUIDED) || [ $$? = 77 ] || exit 1; \
+	done
 
 check: setup
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import CheckpointError, LutraError
+from ..ir.errors import CheckpointError, LutraError, shown
 from ..passes.registry import available_passes
 from ..recipes.loading import load_recipe
 from .checkpoints.transformers_folder import load_unquantized
@@ -45,17 +45,19 @@ def load_causal_lm(model: str, dtype: str, recipe: str | None, variables: Mappin
 
 
 def load_tokenizer(model: str) -> Any:
-    """The tokenizer that lies beside `model`, or None; raises `CheckpointError` where it is code."""
+    """The tokenizer that lies beside `model`, or None; raises `CheckpointError` where it is code or cannot be read."""
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False, local_files_only=os.path.exists(model))
-    except (OSError, ValueError, KeyError) as error:  # a model without one, for example of random weights
-        if "trust_remote_code" not in str(error):
-            return None
-        raise CheckpointError(
-            f"the tokenizer of {model} needs code of its own (auto_map in its configuration), which lutra never runs"
-        ) from None
+    except Exception as error:  # whatever a folder's files make Transformers raise
+        if "trust_remote_code" in str(error):
+            raise CheckpointError(
+                f"the tokenizer of {model} needs code of its own (auto_map), which Lutra never runs"
+            ) from None
+        if any(Path(model).glob("tokenizer*")):
+            raise CheckpointError(f"the tokenizer of {model} cannot be read: {shown(str(error))}") from error
+        return None  # a model without one, for example of random weights
 
 
 def generate(model: Any, prompt: int, new_tokens: int, batch: int = 1) -> None:

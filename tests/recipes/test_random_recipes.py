@@ -1,14 +1,10 @@
-"""Whatever is given for a recipe loads or is a `RecipeError`.
+"""Whatever is given for a recipe loads or is a `RecipeError`."""
 
-LUTRA_FUZZ=100000 tries more inputs of each kind, LUTRA_SEED=7 others."""
-
-import os
-from collections.abc import Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from lutra.ir.errors import RecipeError, SelectorError
 from lutra.ir.selection import Candidate
@@ -17,21 +13,12 @@ from lutra.recipes.conditions import FACTS, Condition
 from lutra.recipes.loading import library, load_recipe
 from lutra.recipes.selectors import Selector
 from lutra.tests.recipes.random_recipes import conditions, mappings, patterns, texts, variables
+from lutra.tests.support.fuzzing import random
 
 PASSES = available_passes()
 CANDIDATES = [Candidate(f"model.layers.{i}.{'a' * 60}", "linear", (64, 64)) for i in range(4)]
 
-bounded = settings(
-    max_examples=int(os.environ.get("LUTRA_FUZZ", "50")),
-    deadline=timedelta(seconds=30),  # what is not bounded takes hours
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
-)
-
-
-def random(test: Callable[..., None]) -> Callable[..., None]:
-    return seed(int(os.environ.get("LUTRA_SEED", "0")))(bounded(test))
+pytestmark = pytest.mark.fuzz
 
 
 def loads_or_says_why(source: Any, vars: Any = None) -> None:
@@ -47,38 +34,38 @@ def loads_or_says_why(source: Any, vars: Any = None) -> None:
             assert step.applies(dict.fromkeys(FACTS, 0)) in (True, False)
 
 
-@random
+@random(300, seconds=30)
 @given(texts())
 def test_texts(text: str):
     loads_or_says_why(text + "\n")
 
 
-@random
+@random(300, seconds=30)
 @given(mappings(), variables())
 def test_mappings(data: Any, vars: Any):
     loads_or_says_why(data, vars)
 
 
-@random
+@random(300, seconds=30)
 @given(st.sampled_from(list(library())), variables())
 def test_variables(name: str, vars: Any):
     loads_or_says_why(name, vars)
 
 
-@random
+@random(300, seconds=30)
 @given(st.text(max_size=30) | st.integers() | st.binary() | st.none() | st.lists(st.integers(), max_size=2))
 def test_names(source: Any):
     loads_or_says_why(source)
 
 
-@random
+@random(300, seconds=30)
 @given(conditions(), st.dictionaries(st.sampled_from(FACTS), st.integers(0, 9)))
 def test_conditions(text: str, facts: dict[str, int]):
     with suppress(RecipeError):
         Condition.parse(text).holds(facts)
 
 
-@random
+@random(300, seconds=30)
 @given(patterns())
 def test_patterns(pattern: str):
     with suppress(SelectorError):

@@ -33,6 +33,14 @@ def test_weights_are_never_unpickled(tmp_path: Path):
         load_causal_lm(str(tmp_path), "auto", None, {}, "none")
 
 
+def test_a_tokenizer_that_cannot_be_read_is_no_missing_one(tmp_path: Path):
+    (tmp_path / "config.json").write_text("[]")
+    assert load_tokenizer(str(tmp_path)) is None
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"the tokenizer of .* cannot be read"):
+        load_tokenizer(str(tmp_path))
+
+
 def test_a_model_without_a_tokenizer_has_none(tmp_path: Path):
     LlamaConfig().save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)) is None

@@ -1,15 +1,14 @@
 """The configuration of a packed folder makes the model's structure, and nothing that somebody else put into it."""
 
 import json
-import os
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from lutra.ir.errors import PackedModelError
+from lutra.tests.support.fuzzing import random
 from lutra.tests.torch_plugin.packed_mutations import changed
 from lutra.torch_plugin.packed_config import empty_model, save_config
 from lutra.torch_plugin.packed_manifest import CONFIG, GENERATION_CONFIG, Manifest
@@ -125,13 +124,8 @@ def test_infinity_is_what_transformers_writes_for_it(tmp_path: Path):
     assert made.config.limit == [0.0, float("inf")]
 
 
-@settings(
-    max_examples=int(os.environ.get("LUTRA_FUZZ", "60")),
-    deadline=timedelta(minutes=1),  # what is not bounded takes hours
-    database=None,
-    derandomize=True,
-    suppress_health_check=(HealthCheck.function_scoped_fixture, HealthCheck.too_slow),
-)
+@pytest.mark.fuzz
+@random(150)
 @given(settings=changed(SETTINGS))
 def test_configurations_of_others(tmp_path: Path, settings: Any):
     (tmp_path / CONFIG).write_text(json.dumps(settings))

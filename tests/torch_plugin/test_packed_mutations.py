@@ -1,21 +1,17 @@
 """A packed folder that was damaged gives the same numbers or an error of Lutra; one that was changed on purpose gives
-some numbers or an error of Lutra.
-
-LUTRA_FUZZ=10000 tries more of each kind, LUTRA_SEED=7 others."""
+some numbers or an error of Lutra."""
 
 import json
-import os
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lutra
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, assume, given, seed, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from lutra.ir.errors import LutraError
+from lutra.tests.support.fuzzing import random
 from lutra.tests.torch_plugin import packed_mutations as mutations
 from lutra.torch_plugin.packed_manifest import MANIFEST, PACKED, PLAIN
 from torch import nn
@@ -67,17 +63,6 @@ def outcome(folder: Path) -> torch.Tensor | None:
     return None
 
 
-def random(test: Callable[..., None]) -> Callable[..., None]:
-    bounded = settings(
-        max_examples=int(os.environ.get("LUTRA_FUZZ", "40")),
-        deadline=timedelta(minutes=1),  # what is not bounded takes hours
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
-    )
-    return seed(int(os.environ.get("LUTRA_SEED", "0")))(bounded(test))
-
-
 def test_a_folder_that_nothing_happened_to_gives_its_numbers(folder: Path):
     content = mutations.read(folder / "whole")
     assert {held["where"] for held in json.loads(content[MANIFEST])["tensors"].values()} == {"packed", "plain", "rows"}
@@ -86,7 +71,8 @@ def test_a_folder_that_nothing_happened_to_gives_its_numbers(folder: Path):
     assert outcome(folder) is not None
 
 
-@random
+@pytest.mark.fuzz
+@random(100)
 @given(data=st.data())
 def test_accidents_change_no_number(folder: Path, data: st.DataObject):
     content = mutations.read(folder / "whole")
@@ -100,7 +86,8 @@ def test_accidents_change_no_number(folder: Path, data: st.DataObject):
         assert whole is not None and torch.equal(got, whole)
 
 
-@random
+@pytest.mark.fuzz
+@random(100)
 @given(data=st.data())
 def test_manifests_of_others(folder: Path, data: st.DataObject):
     content = mutations.read(folder / "whole")
@@ -111,7 +98,8 @@ def test_manifests_of_others(folder: Path, data: st.DataObject):
     assert got is None or got.shape == (3, 32)
 
 
-@random
+@pytest.mark.fuzz
+@random(100)
 @given(data=st.data())
 def test_files_of_weights_of_others(folder: Path, data: st.DataObject):
     content = mutations.read(folder / "whole")

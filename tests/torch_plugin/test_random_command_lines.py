@@ -1,6 +1,6 @@
 """Whatever stands behind `lutra` runs, or is one line on stderr and exit code 2.
 
-LUTRA_FUZZ=10000 tries more command lines, LUTRA_SEED=7 others. Every model in them is broken or not there."""
+Every model in them is broken or not there."""
 
 import io
 import json
@@ -10,10 +10,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lutra.recipes.loading import library
 from lutra.tests.recipes.random_recipes import texts
+from lutra.tests.support.fuzzing import random
 from lutra.torch_plugin.cli import main
 
 CONFIGS = {
@@ -141,19 +142,13 @@ def run(words: list[str]) -> tuple[int, str]:
     return exit_.value.code, told.getvalue()
 
 
+@pytest.mark.fuzz
 def test_command_lines(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("LUTRA_CACHE_DIR", str(folder / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
-    @seed(int(os.environ.get("LUTRA_SEED", "0")))
-    @settings(
-        max_examples=int(os.environ.get("LUTRA_FUZZ", "50")),
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
-    )
+    @random(150, seconds=None)
     @given(command_lines())
     def runs_or_says_why(words: list[str]) -> None:
         code, told = run(words)

@@ -1,7 +1,6 @@
 """Whatever is in the files of others: they are read, or an error of Lutra says what is wrong with them.
 
-LUTRA_SEED=7 takes other files, LUTRA_FILES=5000 more of them. What ends the process is still in the folder of temporary
-files, as `lutra-file-*`.
+What ends the process is still in the folder of temporary files, as `lutra-file-*`.
 """
 
 import os
@@ -9,24 +8,15 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
+import pytest
+from hypothesis import given
 from lutra.ir.errors import CheckpointError, QuantizationError
+from lutra.tests.support.fuzzing import random
 from lutra.tests.torch_plugin.checkpoints.damage import Folder, folders, gguf_files, sound_folder, sound_gguf
 from lutra.torch_plugin.causal_lm import load_causal_lm
 from lutra.torch_plugin.checkpoints.reading import read_checkpoint
 from lutra.torch_plugin.given_model import is_quantized_checkpoint
 
-SEED = int(os.environ.get("LUTRA_SEED", "0"))
-FILES = int(os.environ.get("LUTRA_FILES", "200"))
-
-
-CHECK = settings(
-    max_examples=FILES,
-    deadline=None,
-    database=None,
-    phases=(Phase.generate, Phase.shrink),
-    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
-)
 LAST = Path(tempfile.gettempdir()) / f"lutra-file-{os.getpid()}"
 
 
@@ -57,11 +47,11 @@ def test_sound_files_are_read(tmp_path: Path):
         read_all(sound_folder(method).write(tmp_path / str(method)))
 
 
+@pytest.mark.fuzz
 def test_damaged_gguf_files_are_refused():
     path = LAST.with_suffix(".gguf")
 
-    @seed(SEED)
-    @CHECK
+    @random(400, seconds=None)
     @given(gguf_files())
     def refused(content: bytes) -> None:
         path.write_bytes(content)
@@ -71,9 +61,9 @@ def test_damaged_gguf_files_are_refused():
     path.unlink()
 
 
+@pytest.mark.fuzz
 def test_damaged_folders_are_refused():
-    @seed(SEED)
-    @CHECK
+    @random(400, seconds=None)
     @given(folders())
     def refused(folder: Folder) -> None:
         shutil.rmtree(LAST, ignore_errors=True)
