@@ -1,7 +1,7 @@
 """Root-mean-square norms spelled out in primitive operators, and the composite norms, to `lutra.rms_norm` and
 `lutra.layer_norm`.
 
-    %n = %x * rsqrt(mean(%x ^ 2) + eps)        in float32, of half precision that was widened
+    %n = %x * rsqrt(mean(%x ^ 2) + eps)        in float32, of half precision that was widened; or `(...) ^ -0.5`
     %y = %w * to(%n, dtype of x)               =>   lutra.rms_norm(%x, %w) {round_before_weight = 1}   (Llama)
     %y = to(%w * %n, dtype of x)               =>   lutra.rms_norm(%x, %w) {round_before_weight = 0}   (gpt-oss, Gemma)
 
@@ -38,14 +38,22 @@ def _epsilon(value: Any) -> float | None:
     return float(number) if usable else None
 
 
+def _inverse_root(value: Any) -> Any | None:
+    """x when `value` is `1 / sqrt(x)`."""
+    op = defined_by(value, "aten.rsqrt", "aten.pow.Tensor_Scalar")
+    if op is None or (len(op.operands) > 1 and constant(op.operands[1]) != -0.5):
+        return None
+    return op.operands[0]
+
+
 def _normalised(value: Any) -> tuple[Any, float] | None:
     """`(x, eps)` when `value` is `x * rsqrt(mean(x^2, -1, keepdim) + eps)`, all in float32."""
     product = defined_by(value, "aten.mul.Tensor")
     if product is None:
         return None
     for x, scale in both_orders(product):
-        rsqrt = defined_by(scale, "aten.rsqrt")
-        shifted = rsqrt and defined_by(rsqrt.operands[0], "aten.add.Scalar")
+        root = _inverse_root(scale)
+        shifted = root and defined_by(root, "aten.add.Scalar")
         mean = shifted and defined_by(shifted.operands[0], "aten.mean.dim")
         square = mean and defined_by(mean.operands[0], "aten.pow.Tensor_Scalar")
         if not shifted or not mean or not square or square.operands[0] != x or x.type != value.type:

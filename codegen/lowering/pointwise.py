@@ -306,11 +306,16 @@ def _gelu_of(low: Lowering, op: Any) -> Any:
     return _unary(low, op, "gelu", _gelu if exact else _gelu_tanh)
 
 
+_ROOTS = {0.5: "sqrt", -0.5: "rsqrt", -1: "reciprocal"}
+
+
 @lowers("torch.aten.pow.Tensor_Scalar")
 def _pow(low: Lowering, op: Any) -> Any:
     """Small whole exponents as products: what torch does for 2 and 3 (of bfloat16, rounded between), and far cheaper
-    than `pow`."""
+    than `pow`. Roots where torch takes them, which of -inf are not what `pow` is."""
     exponent = constant(op.operation.operands[1])
+    if exponent in _ROOTS and low.dtype(op.operation.results[0]) is not torch.float16:
+        return _unary(low, op, _ROOTS[exponent], _UNARY[_ROOTS[exponent]])
     if exponent not in (1, 2, 3, 4):
         return DECLINED
     between = dtype_name(low.dtype(op.operation.results[0])) if exponent == 3 else "float32"

@@ -11,9 +11,9 @@ from torch import nn
 Tensor = torch.Tensor
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalised(x: Tensor, inverse_root: Callable[[Tensor], Tensor] = torch.rsqrt) -> Tensor:
     wide = x.float()
-    return wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-3)
+    return wide * inverse_root(wide.pow(2).mean(-1, keepdim=True) + 1e-3)
 
 
 class Norms(nn.Module):
@@ -30,6 +30,7 @@ class Norms(nn.Module):
             "an offset of the weight": (normalised(x) * (1.0 + self.w.float())).type_as(x),
             "a weight of two": (normalised(x) * (self.w.float() * self.v.float())).type_as(x),
             "another weight of two": (normalised(x) * (self.w.float() * self.u.float())).type_as(x),
+            "a power": self.u * normalised(x, lambda mean: torch.pow(mean, -0.5)).to(x.dtype),
             "composite": F.rms_norm(x, (8,), self.v, 1e-3),
         }
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, seed, settings
 
+_CHECKS: Any = list(HealthCheck)
 SEED = int(os.environ.get("LUTRA_SEED", "0"))
 
 
@@ -28,7 +29,7 @@ def random(own: int, seconds: float | None = 60) -> Callable[[Callable[..., None
             deadline=None if seconds is None else timedelta(seconds=seconds),
             database=None,
             phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=tuple(HealthCheck),
+            suppress_health_check=_CHECKS,
         )
         return seed(SEED)(bounded(test))
 

@@ -123,6 +123,7 @@ FUNCTIONS = {
     "fourth": lambda x: x**4,
     "sqrt power": lambda x: x**0.5,
     "x ** -1": lambda x: x**-1.0,
+    "x ** -0.5": lambda x: x**-0.5,
 }
 
 
