@@ -10,10 +10,12 @@ import sympy
 import torch
 from torch.utils._sympy import functions as torch_functions
 from tvm import tirx
+from tvm.sym import Analyzer
 
 from ...ir.errors import LoweringError
 
 SIZE = "int64"
+_SUMS = (sympy.Add, sympy.Mul)
 
 
 @dataclass
@@ -21,6 +23,8 @@ class Symbols:
     """TIR variables by sympy symbol, made when first asked for."""
 
     variables: dict[sympy.Symbol, tirx.Var] = field(default_factory=dict)
+    _known: dict[sympy.Expr, Any] = field(default_factory=dict)
+    _analyzer: Any = field(default_factory=Analyzer)
 
     def variable(self, symbol: sympy.Symbol) -> tirx.Var:
         """The variable for `symbol`."""
@@ -35,10 +39,16 @@ class Symbols:
             return float(value)
         if isinstance(value, sympy.Symbol):
             return self.variable(value)
-        return self._call(value, [self.expression(a) for a in value.args])
+        if value not in self._known:
+            call = self._call(value, [self.expression(a) for a in value.args])
+            # In the form that TVM gives the sizes that it infers: it takes two forms of a size for two sizes.
+            self._known[value] = (
+                self._analyzer.simplify(call) if isinstance(value, _SUMS) and value.is_integer else call
+            )
+        return self._known[value]
 
     def _call(self, value: sympy.Expr, operands: list[Any]) -> Any:
-        if isinstance(value, sympy.Add | sympy.Mul):
+        if isinstance(value, _SUMS):
             combine = add if isinstance(value, sympy.Add) else mul
             return reduce(combine, operands if value.is_integer else [_real(o) for o in operands])
         power = isinstance(value, sympy.Pow | torch_functions.PowByNatural)

@@ -118,3 +118,18 @@ def test_values_are_eagers(function: Callable[[Tensor], list[Tensor]], dynamic: 
         x = torch.randn(shape)
         with torch.no_grad():
             torch.testing.assert_close(fast(x), [value.clone() for value in function(x)], equal_nan=True)
+
+
+def test_a_size_has_one_form_in_all_that_is_fused():
+    """TVM writes what it infers as `s + 5` and refused to fuse it with ours, `5 + s`."""
+
+    def joined(x: Tensor) -> tuple[Tensor, ...]:
+        more = torch.ones(2, 5, dtype=torch.int64)
+        return torch.cat((more, x), 1).bool(), torch.cat((x, more, x), 1) * 2, torch.cat((x, x.T.reshape(2, -1)), 1) + 1
+
+    options: dict[str, bool] = {"strict": True}
+    fast = torch.compile(joined, backend="lutra", dynamic=True, options=options)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for size in (7, 4):
+            x = torch.randint(0, 2, (2, size))
+            torch.testing.assert_close(fast(x), joined(x))
