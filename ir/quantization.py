@@ -15,7 +15,7 @@ Symmetrisation re-reads the same codes, exactly, as sums of +-1 bit planes: `q' 
 `z' = 2z + 1 - 2**bits`. Ternary uses two planes of equal weight instead: `q - 1 = ((2*h - 1) + (2*l - 1)) / 2`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -60,6 +60,12 @@ class WeightFormat:
                 f"use one of {', '.join(str(g) for g in GROUP_SIZES if in_features % g == 0) or 'none'} or 'channel'"
             )
         return in_features // self.group_size
+
+    def fitting(self, in_features: int) -> "WeightFormat":
+        """This format with the largest groups, up to its own, that divide K = `in_features`; one scale per channel
+        where none do."""
+        sizes = (size for size in sorted(GROUP_SIZES, reverse=True) if size <= self.group_size)
+        return replace(self, group_size=next((size for size in sizes if in_features % size == 0), PER_CHANNEL))
 
     def group_columns(self, in_features: int) -> int:
         """Columns that share one scale for K = `in_features`."""

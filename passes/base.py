@@ -12,7 +12,7 @@ Kind = Literal["fusion", "weight-static", "activation-mask", "prefill-decode", "
 ALL_PHASES: tuple[Phase, ...] = ("prefill", "decode", "encode")
 
 
-Stays = Literal["embedding", "convolution", "experts", "not selected", "group size", "other"]
+Stays = Literal["embedding", "convolution", "experts", "not selected", "other"]
 """Kinds of weights that stay in floating point."""
 
 
@@ -24,16 +24,24 @@ class LeftAlone(NamedTuple):
     kind: Stays = "other"
 
 
+class Adjusted(NamedTuple):
+    """What a pass did otherwise than its parameters say: module path, and what it did with the reason."""
+
+    path: str
+    what: str
+
+
 @dataclass
 class PassReport:
     """What a pass did. `matched`: operations its selector took; `changed`: rewrites by name; `left`: what it left
-    alone."""
+    alone; `adjusted`: what it did otherwise than it was asked to."""
 
     name: str
     origin: str = ""
     matched: int = 0
     changed: dict[str, int] = field(default_factory=dict)
     left: list[LeftAlone] = field(default_factory=list)
+    adjusted: list[Adjusted] = field(default_factory=list)
 
     def count(self, rewrite: str, number: int = 1) -> None:
         """Note `number` more rewrites of this name."""
@@ -43,11 +51,12 @@ class PassReport:
 @dataclass
 class PassContext:
     """What a pass may ask while it runs: `select` keeps the candidates that the recipe's selector takes; `calibration`:
-    statistics of real inputs, where the user gave them."""
+    statistics of real inputs, where the user gave them; `strict`: what cannot be done as asked is an error."""
 
     report: PassReport
     select: Callable[[list[Candidate]], list[Candidate]] = lambda candidates: candidates
     calibration: Calibration | None = None
+    strict: bool = False
 
 
 class Pass(Protocol):

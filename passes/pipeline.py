@@ -17,10 +17,12 @@ def run_passes(
     facts: Mapping[str, int] | None = None,
     dump: Callable[[str, str], None] | None = None,
     calibration: Calibration | None = None,
+    strict: bool = False,
 ) -> list[PassReport]:
     """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `applies`, `allow_empty`, `origin`), in order.
 
-    `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. Raises
+    `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. `strict`: what a
+    pass cannot do as its parameters say is an error. Raises
     `SelectorError` when a selector takes none of the operations that its pass offers; an operation already handled by
     an earlier entry is still offered. In the end the last entry of each pass that has a `review(graph, report)` may add
     to its report what the finished graph tells."""
@@ -44,7 +46,7 @@ def run_passes(
                 )
             return chosen
 
-        step.pass_.run(graph, PassContext(report, select, calibration))
+        step.pass_.run(graph, PassContext(report, select, calibration, strict))
         verify(graph, step.pass_.name)
         clean_up(graph.module)
         if dump is not None:

@@ -8,7 +8,7 @@ Stacks of experts: `grouped_linears.py`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 
@@ -29,13 +29,24 @@ from ..ir.rewriting import (
 )
 from ..ir.rounding import RoundToNearest
 from ..ir.selection import Candidate
-from .base import ALL_PHASES, Kind, LeftAlone, PassContext, PassReport
+from .base import ALL_PHASES, Adjusted, Kind, LeftAlone, PassContext, PassReport
 from .bit_budget import BitBudget
 from .calibration import Calibration, LinearStatistics
 from .fuse_linear import linear_patterns
 from .grouped_linears import stack_of, stacks, take_stack
 from .left_alone import report_left_alone
 from .quantized_linears import take_weight, unmerge
+
+
+class _Layer(NamedTuple):
+    """A weight to quantise: paths of its modules ("" without one), and its columns."""
+
+    paths: tuple[str, ...]
+    columns: int
+
+    def name(self, symbol: str) -> str:
+        """What messages call it."""
+        return ", ".join(filter(None, self.paths)) or symbol
 
 
 @dataclass(frozen=True)
@@ -45,12 +56,13 @@ class QuantizeWeights:
     bits: 1, 2, 3, 4 or 8, or `{average: 3, choices: [2, 3, 4]}`: every layer gets one of the choices within that
     average, the widest where errors matter most (`bit_budget.py`): by the loss that they cause in a calibration, to
     first order, or without one by the squared error of the weights. group_size: input columns a scale, 32, 64, 128,
-    256 or "channel". scheme: symmetric, asymmetric or ternary. method: `rtn`, round to nearest; `hqq`, data-free, a
-    robust norm instead of the largest weight decides on scales or zero points (`ir/half_quadratic.py`); `gptq`, errors
-    of the product on calibration inputs are compensated (`ir/gptq.py`): needs `options["calibration"]`. range_search:
-    try narrower ranges per group for the least squared error (what `hqq` starts from, and `gptq` for each group).
-    activations: `int8` lets products quantise their input per token and group (about 1 % of relative error); `float`
-    keeps it as it is, which costs speed."""
+    256 or "channel"; a layer whose columns it does not divide takes the largest of these that does, or is an error
+    under `options["strict"]`. scheme: symmetric, asymmetric or ternary. method: `rtn`, round to nearest; `hqq`,
+    data-free, a robust norm instead of the largest weight decides on scales or zero points (`ir/half_quadratic.py`);
+    `gptq`, errors of the product on calibration inputs are compensated (`ir/gptq.py`): needs `options["calibration"]`.
+    range_search: try narrower ranges per group for the least squared error (what `hqq` starts from, and `gptq` for each
+    group). activations: `int8` lets products quantise their input per token and group (about 1 % of relative error);
+    `float` keeps it as it is, which costs speed."""
 
     name: ClassVar[str] = "quantize-weights"
     kind: ClassVar[Kind] = "weight-static"
@@ -74,7 +86,7 @@ class QuantizeWeights:
         return self.bits.choices if isinstance(self.bits, BitBudget) else (self.bits,)
 
     def format(self, bits: int) -> WeightFormat:
-        """The weight format of a layer that gets `bits`."""
+        """The weight format of a layer that gets `bits`, where groups divide its columns."""
         return WeightFormat(bits, PER_CHANNEL if self.group_size == "channel" else int(self.group_size), self.scheme)
 
     def run(self, graph: Graph, context: PassContext) -> None:
@@ -92,18 +104,17 @@ class QuantizeWeights:
             return unmerge(graph, op, rewriter, chosen)
 
         apply_patterns(graph, {"lutra.linear": [split_merged]}, context.report.count)
-        columns: dict[str, int] = {}
-        layers: dict[str, tuple[str, ...]] = {}
+        layers: dict[str, _Layer] = {}
         for op in graph.operations:
             if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None:
-                columns[symbol], layers[symbol] = static_shape(op.weight)[1], paths(op) or ("",)
+                layers[symbol] = _Layer(paths(op) or ("",), static_shape(op.weight)[1])
         for stack in {s.path: s for _, s in stacks(graph.operations) if s.path in chosen}.values():
             if (reason := stack.why_not or self._no_experts(context)) is not None:
                 context.report.left.append(LeftAlone(stack.path, reason, "experts"))
                 continue
             symbol = stack.derive(graph.store)
-            columns[symbol], layers[symbol] = stack.k, (stack.path,)
-        self._leave_what_groups_do_not_divide(context, layers, columns)
+            layers[symbol] = _Layer((stack.path,), stack.k)
+        self._note_other_groups(context, layers)
         choices = self._choose(graph.store, context, layers)
 
         def quantize(op: Any, rewriter: Any) -> bool:
@@ -141,21 +152,26 @@ class QuantizeWeights:
             return "a calibration has no statistics of experts, and a budget of bits goes by it"
         return None
 
-    def _leave_what_groups_do_not_divide(
-        self, context: PassContext, layers: dict[str, tuple[str, ...]], columns: Mapping[str, int]
-    ) -> None:
-        """Take layers out of `layers` whose columns make no whole groups, and say so; an error when none is left."""
-        reasons: dict[str, str] = {}
-        for symbol, own in layers.items():
-            try:
-                self.format(self._choices[0]).groups(columns[symbol])
-            except QuantizationError as error:
-                reasons[symbol] = str(error)
-                where = ", ".join(filter(None, own)) or symbol
-                if len(reasons) == len(layers):
-                    raise QuantizationError(f"{where}: {error}") from None
-        for symbol, why in reasons.items():
-            context.report.left += [LeftAlone(path or symbol, why, "group size") for path in layers.pop(symbol)]
+    def _note_other_groups(self, context: PassContext, layers: Mapping[str, _Layer]) -> None:
+        """Say which layers take other groups than asked for, since those do not divide their columns; raise
+        `QuantizationError` under `strict`."""
+        asked = self.format(self._choices[0])
+        for symbol, layer in layers.items():
+            format = asked.fitting(layer.columns)
+            if format == asked:
+                continue
+            if context.strict:
+                for each in layers.values():  # what would do for all of them
+                    format = format.fitting(each.columns)
+                size = '"channel"' if format.group_size == PER_CHANNEL else format.group_size
+                raise QuantizationError(
+                    f"{layer.name(symbol)}: group_size = {self.group_size} does not divide the weight's "
+                    f"{layer.columns} input features, and `strict` takes no other by itself: give "
+                    f'options={{"vars": {{"group_size": {size}}}}}, or group_size: {size} in a recipe of your own'
+                )
+            groups = "one scale a channel" if format.group_size == PER_CHANNEL else f"groups of {format.group_size}"
+            what = f"{groups}, since {self.group_size} does not divide {layer.columns} input features"
+            context.report.adjusted += [Adjusted(path or symbol, what) for path in layer.paths]
 
     def _weight_of(self, op: Any, chosen: set[str]) -> str | None:
         """The symbol of the floating-point weight of a linear that the selector took whole."""
@@ -164,16 +180,16 @@ class QuantizeWeights:
         return symbol if taken else None
 
     def _choose(
-        self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
+        self, store: ParameterStore, context: PassContext, layers: Mapping[str, _Layer]
     ) -> dict[str, tuple[str, WeightFormat]]:
         """Name and format of every quantised weight, chosen once for all graphs of the model."""
         rule = repr(self)
-        new = {symbol: own for symbol, own in layers.items() if (rule, symbol) not in store.choices}
+        new = {symbol: layer for symbol, layer in layers.items() if (rule, symbol) not in store.choices}
         suffix = ("-search" if self.range_search else "") + ("" if self.method == "rtn" else f"-{self.method}")
         if self.method == "gptq" and context.calibration is not None:
             suffix += f"-{context.calibration.fingerprint}"
         for symbol, bits in self._widths(store, context, new).items():
-            format = self.format(bits)
+            format = self.format(bits).fitting(layers[symbol].columns)
             name = f"{symbol}@{format.describe()}{suffix}"
             if name not in store:
                 store.derive(name, [symbol], self._rule(store, context, symbol, layers[symbol], format))
@@ -181,47 +197,48 @@ class QuantizeWeights:
         return {symbol: store.choices[rule, symbol] for symbol in layers}
 
     def _rule(
-        self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat
+        self, store: ParameterStore, context: PassContext, symbol: str, layer: _Layer, format: WeightFormat
     ) -> Callable[[torch.Tensor], QuantizedWeight]:
         """What turns the weight `symbol` into codes."""
         if self.method == "hqq":
             return HalfQuadratic(format, self.range_search)
         if self.method == "rtn":
             return RoundToNearest(format, self.range_search)
-        return Gptq(format, _needed_statistics(store, context, symbol, own, "method gptq").gram, self.range_search)
+        return Gptq(format, _needed_statistics(store, context, symbol, layer, "method gptq").gram, self.range_search)
 
-    def _widths(
-        self, store: ParameterStore, context: PassContext, layers: Mapping[str, tuple[str, ...]]
-    ) -> Mapping[str, int]:
+    def _widths(self, store: ParameterStore, context: PassContext, layers: Mapping[str, _Layer]) -> Mapping[str, int]:
         """Bits of every weight."""
         if not isinstance(self.bits, BitBudget):
             return dict.fromkeys(layers, self.bits)
         errors = {
-            symbol: {bits: self._loss(store, context, symbol, own, self.format(bits)) for bits in self.bits.choices}
-            for symbol, own in layers.items()
+            symbol: {
+                bits: self._loss(store, context, symbol, layer, self.format(bits).fitting(layer.columns))
+                for bits in self.bits.choices
+            }
+            for symbol, layer in layers.items()
         }
         return self.bits.allocate(errors, {symbol: store.tensor(symbol).numel() for symbol in errors})
 
     def _loss(
-        self, store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], format: WeightFormat
+        self, store: ParameterStore, context: PassContext, symbol: str, layer: _Layer, format: WeightFormat
     ) -> float:
         """What rounding the weight `symbol` costs: to first order in the calibration's loss, or its squared error."""
         weight = store.tensor(symbol).detach().float()
-        rounded = dequantize(self._rule(store, context, symbol, own, format)(weight))
+        rounded = dequantize(self._rule(store, context, symbol, layer, format)(weight))
         if context.calibration is None:
             return float((weight - rounded).square().sum())
-        found = _needed_statistics(store, context, symbol, own, "a budget of bits")
+        found = _needed_statistics(store, context, symbol, layer, "a budget of bits")
         return float(found.sensitivity @ output_error(weight, rounded, found.gram))
 
 
 def _needed_statistics(
-    store: ParameterStore, context: PassContext, symbol: str, own: tuple[str, ...], what: str
+    store: ParameterStore, context: PassContext, symbol: str, layer: _Layer, what: str
 ) -> LinearStatistics:
     found = _statistics(store, context.calibration, symbol)
     if found is None:
         given = "needs a calibration" if context.calibration is None else "was not reached by the calibration"
         raise CalibrationError(
-            f"{', '.join(filter(None, own)) or symbol}: quantize-weights with {what} {given}: pass "
+            f"{layer.name(symbol)}: quantize-weights with {what} {given}: pass "
             'options={"calibration": lutra.calibrate(model, batches)} with inputs that reach it'
             + (", or use method hqq, which needs no data" if what == "method gptq" else "")
         )

@@ -117,7 +117,8 @@ class ModelState:
         dump = Dump.start(options.dump, graph, functional)
         with CompileProgress(options.progress, graph) as progress:
             progress.step("passes")
-            reports = run_passes(graph, self.recipe.steps, graph_facts(graph), dump, options.calibration)
+            facts = graph_facts(graph)
+            reports = run_passes(graph, self.recipe.steps, facts, dump, options.calibration, options.strict)
             progress.step("code")
             codegen = CodegenOptions(
                 strict=options.strict,

@@ -51,7 +51,7 @@ class Options(BaseModel):
     calibration: Calibration | None = Field(
         None, exclude=True, description="what lutra.calibrate returned, for passes that need it"
     )
-    strict: StrictBool = Field(False, description="an operator without a lowering is an error instead of a torch call")
+    strict: StrictBool = Field(False, description="what cannot be compiled, or not as the recipe says, is an error")
     dump: Folder | None = Field(
         None, description="folder for FX, MLIR after each pass, Relax and TIR (also LUTRA_DUMP)"
     )

@@ -1,6 +1,6 @@
 """What became of a model, for people: `print(lutra.report(model))`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -17,7 +17,7 @@ from .compiled_graph import CompiledGraph
 from .model_state import ModelState, states_over
 from .nets import FallenGraph
 from .uncompiled import why_not_compiled
-from .weight_account import WeightAccount, weight_account
+from .weight_account import WeightAccount, some, weight_account
 
 _WIDTH = 110
 _SHOWN = 5
@@ -66,10 +66,10 @@ class GraphReport:
         for heading, ratio in (("pass", 2), ("written at", 2), ("rewrites", 4), ("left alone", 3)):
             table.add_column(heading, ratio=ratio, overflow="fold")  # a path that is cut short names nothing
         for report in self.passes:
-            left = [f"{left.path}: {left.reason}" for left in report.left]
-            more = [f"... and {len(left) - _SHOWN} more"] if len(left) > _SHOWN else []
+            left = _cut(f"{left.path}: {left.reason}" for left in report.left)
             origin = report.origin.replace("\\", "/").rsplit("/", 1)[-1]
-            table.add_row(report.name, origin, _counts(report.changed) or "none", "\n".join(left[:_SHOWN] + more))
+            done = [_counts(report.changed) or "none", *_cut(_adjusted(report))]
+            table.add_row(report.name, origin, "\n".join(done), "\n".join(left))
         return table
 
 
@@ -145,6 +145,21 @@ def _report(compiled: CompiledGraph) -> GraphReport:
 
 def _fallen(graph: FallenGraph) -> GraphReport:
     return GraphReport(graph.phase, (), {}, {}, "off", {}, 0, fell=graph.reason)
+
+
+def _cut(lines: Iterable[str]) -> list[str]:
+    """The first few of `lines`, and how many more there are."""
+    lines = list(lines)
+    return lines[:_SHOWN] + ([f"... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])
+
+
+def _adjusted(report: PassReport) -> Iterator[str]:
+    """A line for each thing that was done otherwise than asked, with the paths that it was done to."""
+    paths: dict[str, list[str]] = {}
+    for each in report.adjusted:
+        paths.setdefault(each.what, []).append(each.path)
+    for what, own in paths.items():
+        yield f"{what}: {some(own)}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -1,6 +1,6 @@
 """What became of a model's weights: bytes in few bits, and bytes that stay in floating point, with the reason."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,7 +60,7 @@ class WeightAccount:
         if self.low_bit:
             table.add_row("low-bit", _mb(self.low_bit_before), _mb(self.low_bit), "")
         for kept in self.floating:
-            table.add_row(kept.kind, _mb(kept.bytes), _mb(kept.bytes), f"{kept.reason}: {_some(kept.paths)}")
+            table.add_row(kept.kind, _mb(kept.bytes), _mb(kept.bytes), f"{kept.reason}: {some(kept.paths)}")
         table.add_section()
         table.add_row("all", _mb(self.before), _mb(self.after), "")
         return table
@@ -121,6 +121,7 @@ def _mb(size: int) -> str:
     return f"{size / 1e6:.1f}"
 
 
-def _some(paths: tuple[str, ...]) -> str:
+def some(paths: Sequence[str]) -> str:
+    """The first few of `paths`, and how many more there are."""
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return ", ".join(paths[:_SHOWN]) + more

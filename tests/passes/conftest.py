@@ -121,11 +121,11 @@ class Interpreted:
         """Results of the graph as it is now for the arguments of the last call."""
         return interpret(self.graph, self.arguments)
 
-    def rewrite(self, *entries: Any, calibration: Calibration | None = None) -> list[PassReport]:
+    def rewrite(self, *entries: Any, calibration: Calibration | None = None, strict: bool = False) -> list[PassReport]:
         """Run more passes on the graph."""
         recipe = {"lutra": 1, "name": "more", "passes": list(entries)}
         steps = load_recipe(recipe, available_passes()).steps
-        return run_passes(self.graph, steps, self.facts, calibration=calibration)
+        return run_passes(self.graph, steps, self.facts, calibration=calibration, strict=strict)
 
     def counts(self) -> Counter[str]:
         """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""

@@ -146,10 +146,69 @@ def test_nothing_selected_leaves_the_module_as_it_is(block: tuple[nn.Module, Any
         backend.rewrite({"quantize-weights": {"select": {"modules": "missing"}}})
 
 
-def test_groups_that_do_not_divide_are_an_error_that_names_the_module(block: tuple[nn.Module, Any, torch.Tensor]):
-    _, backend, _ = block
-    with pytest.raises(QuantizationError, match=r"^down: group_size = 256 does not divide .* 128 input features"):
-        backend.rewrite({"quantize-weights": {"group_size": 256, "select": {"modules": "down"}}})
+class Uneven(nn.Module):
+    """Columns that 128 does not divide, but for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(576, 36), nn.Linear(576, 92)
+        self.a, self.b, self.c = nn.Linear(36, 96), nn.Linear(96, 128), nn.Linear(128, 3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.c(self.b(torch.tanh(self.a(torch.tanh(self.q(x)))))), self.k(x)
+
+
+UNEVEN = {"q": 64, "k": 64, "a": 0, "b": 32, "c": 128}
+
+
+@pytest.fixture
+def uneven(interpreted: Callable[..., Any]) -> tuple[nn.Module, Any, torch.Tensor]:
+    model, backend, x = Uneven(), interpreted({"fuse": {}}), torch.randn(3, 576)
+    with torch.no_grad():
+        torch.compile(model, backend=backend)(x)
+    return model, backend, x
+
+
+@pytest.mark.parametrize("method", ["rtn", "hqq", "gptq", "budget"])
+def test_a_layer_that_groups_do_not_divide_takes_the_largest_that_do(
+    method: str, uneven: tuple[nn.Module, Any, torch.Tensor]
+):
+    model, backend, x = uneven
+    calibration = calibrate(model, [torch.randn(40, 576)], loss=lambda y: y[0].square().sum() + y[1].sum())
+    entry: dict[str, Any] = {"bits": {"average": 4, "choices": [4, 8]}} if method == "budget" else {"method": method}
+    (report,) = backend.rewrite({"quantize-weights": entry}, calibration=calibration)
+    assert formats(backend) == {name: WeightFormat(4, size).describe() for name, size in UNEVEN.items()}
+    assert {path: what.split(",")[0] for path, what in report.adjusted} == {
+        "q": "groups of 64",
+        "k": "groups of 64",
+        "a": "one scale a channel",
+        "b": "groups of 32",
+    }
+    assert report.left == []
+
+    def rule(module: nn.Linear) -> Any:
+        (format_,) = (WeightFormat(4, size) for name, size in UNEVEN.items() if getattr(model, name) is module)
+        if method == "gptq":
+            found = calibration.of(module.weight)
+            assert found is not None
+            return Gptq(format_, found.gram, False)
+        return HalfQuadratic(format_) if method == "hqq" else RoundToNearest(format_)
+
+    check_values(backend, with_weights(model, rule), x)
+
+
+def test_strict_takes_no_other_groups_and_names_some_that_fit_all(uneven: tuple[nn.Module, Any, torch.Tensor]):
+    _, backend, _ = uneven
+    entry = {"quantize-weights": {"group_size": 256, "select": {"modules": ["b", "c"]}}}
+    with pytest.raises(
+        QuantizationError, match=r"^b: group_size = 256 does not divide .* 96 .*\{\"group_size\": 32\}\}"
+    ):
+        backend.rewrite(entry, strict=True)
+    with pytest.raises(QuantizationError, match=r"^q, k: .* 576 input features, .*: \"channel\"\}\}, or group_size"):
+        backend.rewrite({"quantize-weights": {"group_size": 128}}, strict=True)
+    backend.rewrite(entry)
+    assert backend.rewrite(entry, strict=True)[0].adjusted == []  # nothing is left to do
+    backend.rewrite({"quantize-weights": {"group_size": "channel"}}, strict=True)
 
 
 def test_weights_of_linears_that_share_them_are_quantised_once_each_format(interpreted: Callable[..., Any]):

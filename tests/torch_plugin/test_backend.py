@@ -304,8 +304,9 @@ ABSENT = next(name for name, target in TARGETS.items() if not target.available()
         (passes({"quantize-weights": {"bits": 5}}), "bits = 5 is not supported: use one of 1, 2, 3, 4, 8"),
         (passes({"quantize-weights": {"group_size": 48}}), "group_size = 48 is not supported: use one of 32, 64"),
         (
-            passes({"quantize-weights": {"group_size": 128}}),
-            "QuantizationError: b: group_size = 128 does not divide the weight's 64 input features: use one of 32, 64",
+            {"strict": True, **passes({"quantize-weights": {"group_size": 128}})},
+            "QuantizationError: a: group_size = 128 does not divide the weight's 96 input features, and `strict` takes "
+            'no other by itself: give options={"vars": {"group_size": 32}}, or group_size: 32 in a recipe of your own',
         ),
         (
             passes({"quantize-weights": {"group_size": 32, "select": {"modules": "layers.*"}}}),
