@@ -1,6 +1,6 @@
 """Weights that a finished graph still reads in floating point, and why: what passes that quantise leave alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..ir.graph import Graph
@@ -50,15 +50,15 @@ def _reasons(weight: Any, not_taken: str) -> Iterator[LeftAlone]:
             for path in paths(reader) or (parameter_path(symbol),):
                 yield LeftAlone(path, not_taken, "not selected")
         else:
-            yield LeftAlone(parameter_path(symbol), *_reason(name, len(sizes(weight))))
+            yield LeftAlone(parameter_path(symbol), *_reason(name, sizes(weight)))
 
 
-def _reason(name: str, rank: int) -> tuple[str, Stays]:
+def _reason(name: str, shape: Sequence[int | None]) -> tuple[str, Stays]:
     if name.startswith("aten.embedding"):
         return "an embedding: its rows are looked up, not multiplied", "embedding"
     if "conv" in name:
         return "a convolution, not a linear", "convolution"
-    if rank > 2:
+    if len(shape) > 2 and shape[0] != 1:  # not the positions or the class token of a vision transformer
         return f"a stack of matrices (experts) that {name} reads, not a linear", "experts"
     return f"read by {name}, not by a linear", "other"
 

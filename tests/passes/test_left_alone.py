@@ -17,7 +17,7 @@ class Everything(nn.Module):
         self.q, self.k, self.v, self.odd = (nn.Linear(n, 64, bias=False) for n in (64, 64, 64, 40))
         self.norm = nn.LayerNorm(64)
         self.experts = nn.Parameter(torch.randn(3, 64, 64))
-        self.table = nn.Parameter(torch.randn(5, 64))
+        self.table = nn.Parameter(torch.randn(1, 5, 64))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         x = self.norm(self.embed(tokens))
