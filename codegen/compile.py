@@ -35,13 +35,14 @@ class CodegenOptions:
     """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup", "triples" or "dot".
     cache: None compiles anew.
 
-    dump: receives Relax and TIR as text. progress: told which stage runs."""
+    dump: receives Relax and TIR as text. progress: told which stage runs, and how much of how much of it is done where
+    that is known."""
 
     strict: bool = False
     kernel_family: Literal["auto"] | Family = "auto"
     cache: ExecutableCache | None = None
     dump: Callable[[str, str], None] | None = None
-    progress: Callable[[str], None] = lambda stage: None
+    progress: Callable[..., None] = lambda stage, done=0, total=0: None
 
 
 def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Executable:
@@ -59,12 +60,11 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
         entry = _build(key, graph, target, options, store, seconds)
     if options.cache is None:
         outcome = "off"
-    options.progress("weights")
     calls = tuple(TorchCall(**data) for data in entry.content["fallbacks"])
     summary = ExecutableSummary(entry.content["kernels"], calls, outcome, seconds)
     bound = time.perf_counter()
     regions = {name: region.module for name, region in graph.regions.items()}
-    executable = Executable(entry, graph.store, summary, regions)
+    executable = Executable(entry, graph.store, summary, regions, partial(options.progress, "weights"))
     seconds["pack weights"] = time.perf_counter() - bound
     seconds["total"] = time.perf_counter() - start
     return executable

@@ -21,6 +21,8 @@ from .workspace import Workspace
 
 Watch = Callable[[str, bool, int], None]
 """`watch(name, begins, bytes of weights)`."""
+Progress = Callable[[int, int], None]
+"""`progress(done, total)`, before each weight."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,12 @@ class Executable:
     """Call it with the graph's inputs (tensors and ints, in order); it returns the graph's results in order."""
 
     def __init__(
-        self, entry: Entry, store: ParameterStore, summary: ExecutableSummary, regions: Mapping[str, Region]
+        self,
+        entry: Entry,
+        store: ParameterStore,
+        summary: ExecutableSummary,
+        regions: Mapping[str, Region],
+        progress: Progress | None = None,
     ) -> None:
         register()
         self._regions = regions
@@ -50,11 +57,15 @@ class Executable:
         self.sources = [from_data(data) for data in entry.content["weights"]]
         self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.content["workspace"]).tensors()]
         self._lock = threading.Lock()
-        self.bind(store)
+        self.bind(store, progress)
 
-    def bind(self, store: ParameterStore) -> None:
-        """Read the weights of `store` from now on, where they are now."""
-        weights = [source.resolve(store) for source in self.sources]
+    def bind(self, store: ParameterStore, progress: Progress | None = None) -> None:
+        """Read the weights of `store` from now on, where they are now; packs those that are not packed yet."""
+        weights = []
+        for number, source in enumerate(self.sources):
+            if progress is not None:
+                progress(number, len(self.sources))
+            weights.append(source.resolve(store))
         with self._lock:
             self._weights = weights  # they own the memory
             self._bound = [tvm_ffi.from_dlpack(weight) for weight in weights]

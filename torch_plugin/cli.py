@@ -20,6 +20,7 @@ from ..passes.registry import available_passes
 from ..recipes.loading import library, load_recipe
 from ..recipes.reading import parse_variables
 from .options import Options
+from .progress import ProgressBar
 
 app = typer.Typer(name="lutra", help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 app.pretty_exceptions_enable = False  # a fault of ours has Python's own traceback, whole
@@ -112,7 +113,7 @@ def profile(
 
     loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="none")
     generate(loaded, prompt, new_tokens)  # compiles
-    with watch(loaded) as timeline:
+    with ProgressBar(f"watch {prompt} tokens and {new_tokens} new ones", None, still=True), watch(loaded) as timeline:
         generate(loaded, prompt, new_tokens)
     Console(width=max(Console().width, 100)).print(timeline)
     if trace is not None:

@@ -31,6 +31,7 @@ from ..ir.cost import CONTEXT, graph_costs, total
 from ..ir.errors import LutraError
 from ..ir.quantization import WeightFormat
 from .options import Options
+from .progress import ProgressBar
 from .report import states_of
 
 WIDTH, FEWEST = 4096, 4
@@ -89,6 +90,7 @@ class Meter:
 
     def __init__(self, options: Options, weights: int) -> None:
         self._options = {"target": options.target, "cache": options.cache, "cache_dir": options.cache_dir}
+        self._options["progress"] = False  # there is one bar for all
         self._ceiling = ReadCeiling(weights)
         self._sweep = torch.ones(SWEEP // 4)  # float32
         self._weights = weights
@@ -139,9 +141,13 @@ def machine_for(products: Iterable[Product], options: Options, weights: int) -> 
     missing = [p for p in wanted if known is None or p.name not in known.products]
     if known is not None and not missing:
         return known
-    meter = Meter(options, weights)
-    known = known or meter.overheads()
-    rates = {product.name: meter.product(product, known.kernel) for product in missing}
+    with ProgressBar("measure this machine", options.progress, still=True) as progress:
+        progress.step("steps", 0, len(missing) + 1)
+        meter = Meter(options, weights)
+        known, rates = known or meter.overheads(), {}
+        for number, product in enumerate(missing, 1):
+            progress.step(product.name, number, len(missing) + 1)
+            rates[product.name] = meter.product(product, known.kernel)
     known = Machine(known.read, known.step, known.kernel, known.attention, {**known.products, **rates})
     if kept is not None:
         kept.keep(key, asdict(known))

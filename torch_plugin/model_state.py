@@ -23,7 +23,7 @@ from .dump import Dump, dump_fallen
 from .facts import graph_facts
 from .nets import FallenGraph, TorchGraph, described, must_raise, warn_of_calls, warn_once
 from .options import Options
-from .progress import CompileProgress
+from .progress import ProgressBar
 from .release import release_originals
 from .uncompiled import Elsewhere
 from .weight_watch import WeightWatch
@@ -115,7 +115,7 @@ class ModelState:
         `options` have the fingerprint of those of the state: what they add is of this graph alone."""
         self.watch.renew(list(graph.parameter_positions.values()))  # what earlier graphs packed serves this one too
         dump = Dump.start(options.dump, graph, functional)
-        with CompileProgress(options.progress, graph) as progress:
+        with ProgressBar(f"compile {graph.phase}", options.progress) as progress:
             progress.step("passes")
             facts = graph_facts(graph)
             reports = run_passes(graph, self.recipe.steps, facts, dump, options.calibration, options.strict)

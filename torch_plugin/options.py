@@ -61,7 +61,7 @@ class Options(BaseModel):
     kernel_family: Literal["auto", "lookup", "triples", "dot"] = Field("auto", description="kernels of low-bit linears")
     cache: StrictBool = Field(True, description="keep compiled executables on disk")
     cache_dir: Folder | None = Field(None, description="where (also LUTRA_CACHE_DIR); default ~/.cache/lutra")
-    progress: StrictBool = Field(False, description="progress bars for compile steps")
+    progress: StrictBool | None = Field(None, description="progress bars on stderr; default: where it is a terminal")
 
     @field_validator("recipe", "vars", "target", "training_backend")
     @classmethod

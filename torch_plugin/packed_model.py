@@ -8,7 +8,7 @@ config.json, ...        what Transformers needs to build the model (`packed_conf
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .model_state import ModelState, keep_state
 from .options import Options
 from .packed_config import empty_model, save_config
 from .packed_manifest import MANIFEST, PACKED, PLAIN, Manifest, StoredTensor, first_problem, read_manifest
+from .progress import ProgressBar
 from .release import unreadable
 from .report import module_of, states_of
 from .stored_files import StoredFile, check_files, size_of
@@ -68,19 +69,29 @@ def pack(model: Any, folder: Path | str, tokenizer: Any = None) -> int:
             "then pack it"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    with ProgressBar(f"write {folder}", state.options.progress) as progress:
+        _write(state, module, folder, tokenizer, progress.step)
+    return sum((folder / name).stat().st_size for name in (PACKED, PLAIN))
+
+
+def _write(state: ModelState, module: nn.Module, folder: Path, tokenizer: Any, progress: Callable[[str], None]) -> None:
+    """All files of a packed folder, which is there and empty."""
+    graphs = state.graphs
     sources = [source for graph in graphs for source in graph.executable.sources]
     plain = {s.symbol for s in sources if isinstance(s, PlainWeight) and not s.symbol.startswith("constant.")}
     try:
         tensors = dict(_placed(module, state.store, plain))
+        progress("plain weights")
         _write_plain(folder / PLAIN, module, state.store, tensors, plain)
+        progress("packed weights")
         write_packed(folder / PACKED, sources, state.store)
         saved = save_config(module, folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+        progress("checksums")
         _manifest(state, module, folder, tensors, saved).write(folder)  # the last: a folder with it is complete
     except ValidationError as error:
         raise PackedModelError(f"a {type(module).__name__} cannot be packed: {first_problem(error)}") from None
-    return sum((folder / name).stat().st_size for name in (PACKED, PLAIN))
 
 
 def load_packed(folder: Path, model: nn.Module | None, options: Mapping[str, Any]) -> nn.Module:
