@@ -21,6 +21,7 @@ from typing import Any
 import torch  # noqa: F401  (loads the OpenMP library that the launcher then shares)
 import tvm
 from tvm import tirx
+from tvm.support.cc import get_cc
 
 from .cache import ExecutableCache, Key
 
@@ -82,8 +83,13 @@ def _launcher(folder: Path | None) -> ctypes.CDLL | None:
     return None
 
 
+def compilers() -> tuple[str | None, str | None]:
+    """What links compiled code, by TVM's choice, and what builds the launcher; None where there is none."""
+    return get_cc(), os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+
+
 def _compile(source: bytes, target: Path) -> None:
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc") or shutil.which("clang")
+    _, compiler = compilers()
     if compiler is None:
         raise OSError("no C compiler (gcc, cc or clang) is on the PATH")
     code = target.with_name("parallel.c")

@@ -1,7 +1,10 @@
 """The passes that recipes can name: ours and those of third parties (entry-point group `lutra.passes`)."""
 
 import logging
+import re
+from dataclasses import fields
 from importlib.metadata import entry_points
+from typing import Any
 
 from .fuse import Fuse
 from .given_weights import GivenWeights
@@ -10,6 +13,15 @@ from .symmetrize_tables import SymmetrizeTables
 
 BUILT_IN: tuple[type, ...] = (Fuse, GivenWeights, QuantizeWeights, SymmetrizeTables)
 logger = logging.getLogger("lutra")
+
+
+def explained(cls: Any) -> tuple[str, dict[str, str]]:
+    """What the pass `cls` does, and what each of its parameters means, as its docstring says: the text up to the first
+    `parameter: `, and what follows each of these up to the next. What is not explained is left out."""
+    text = " ".join((cls.__doc__ or "").split())
+    names = "|".join(re.escape(field.name) for field in fields(cls))
+    summary, *rest = re.split(rf"(?:^|(?<=\. ))({names}): ", text) if names else [text]
+    return summary.strip(), dict(zip(rest[::2], map(str.strip, rest[1::2]), strict=True))
 
 
 def available_passes() -> dict[str, type]:

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -14,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from .. import __version__
 from ..codegen.entries import Item, items, remove
 from ..ir.errors import LutraError, shortened
-from ..passes.registry import available_passes
+from ..passes.registry import available_passes, explained
 from ..recipes.loading import library, load_recipe
 from ..recipes.reading import parse_variables
 from .options import Options
@@ -53,6 +55,20 @@ DtypeName = Annotated[
 CacheDir = Annotated[str | None, typer.Option(help="the cache folder (default: LUTRA_CACHE_DIR, or the user's)")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lutra {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
 @app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="library name or path; all of the library when left out")] = None,
@@ -73,15 +89,15 @@ def recipes(
 
 @app.command()
 def passes() -> None:
-    """List the passes that a recipe can name, with their parameters and defaults."""
-    table = _table("pass", "kind", "parameters", "what it does")
+    """List the passes that a recipe can name, and what each of their parameters means, with its default."""
     for name, cls in sorted(available_passes().items()):
-        parameters = "\n".join(
-            field.name if field.default is MISSING else f"{field.name}: {json.dumps(field.default, default=str)}"
-            for field in fields(cls)
-        )
-        table.add_row(name, cls.kind, parameters or "none", (cls.__doc__ or "").strip().split("\n")[0])
-    _show(table)
+        summary, meanings = explained(cls)
+        print(f"{name} ({cls.kind})")
+        _print_indented(summary, 2)
+        for field in fields(cls):
+            default = "" if field.default is MISSING else f": {json.dumps(field.default, default=str)}"
+            _print_indented(field.name + default, 4)
+            _print_indented(meanings.get(field.name, ""), 8)
 
 
 @app.command()
@@ -186,6 +202,23 @@ def verify(folder: Annotated[Path, typer.Argument(help="a packed folder")]) -> N
     _show(table)
 
 
+@app.command()
+def doctor(cache_dir: CacheDir = None) -> None:
+    """Say what Lutra finds on this machine, compile and run something small, and say what is wrong; exit code 2 if
+    something is."""
+    from .doctor import examine  # loads torch
+
+    with ProgressBar("look at this machine", None):
+        findings = list(examine(Options.parse({"cache_dir": cache_dir})))
+    table = _table("", "found")
+    for finding in findings:
+        table.add_row(finding.subject, finding.found)
+    _show(table)
+    if wrong := [f"{finding.subject}: {finding.wrong}" for finding in findings if finding.wrong]:
+        raise LutraError("; ".join(wrong))
+    print("nothing is wrong")
+
+
 @cache_app.command()
 def info(cache_dir: CacheDir = None) -> None:
     """Say where compiled executables are kept and how much room they take."""
@@ -269,6 +302,13 @@ def _counted(found: list[Item]) -> str:
 
 def _table(*headings: str) -> Table:
     return Table(*headings, header_style="bold", show_lines=False)
+
+
+def _print_indented(text: str, columns: int) -> None:
+    """In lines of the terminal's width; what is longer than a line stays whole."""
+    indent = " " * columns
+    for line in wrap(text, Console().width, initial_indent=indent, subsequent_indent=indent, break_long_words=False):
+        print(line)
 
 
 def _show(table: Table) -> None:
