@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import MISSING, fields
 from pathlib import Path
-from textwrap import wrap
+from textwrap import indent, wrap
 from typing import Annotated, Literal, NoReturn
 
 import typer
@@ -97,7 +97,7 @@ def passes() -> None:
         for field in fields(cls):
             default = "" if field.default is MISSING else f": {json.dumps(field.default, default=str)}"
             _print_indented(field.name + default, 4)
-            _print_indented(meanings.get(field.name, ""), 8)
+            _print_indented(meanings.get(field.name, "not explained"), 8)
 
 
 @app.command()
@@ -305,10 +305,9 @@ def _table(*headings: str) -> Table:
 
 
 def _print_indented(text: str, columns: int) -> None:
-    """In lines of the terminal's width; what is longer than a line stays whole."""
-    indent = " " * columns
-    for line in wrap(text, Console().width, initial_indent=indent, subsequent_indent=indent, break_long_words=False):
-        print(line)
+    """In lines of the terminal's width; words stay whole."""
+    lines = wrap(text, max(Console().width - columns, 1), break_long_words=False, break_on_hyphens=False)
+    print(indent("\n".join(lines), " " * columns))
 
 
 def _show(table: Table) -> None:

@@ -121,7 +121,7 @@ def _threads(options: Options) -> Finding:
 
 def _cache_folder(options: Options) -> Finding:
     folder = options.cache_directory()
-    if not os.path.lexists(folder):
+    if _is_missing(folder):
         above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
         able = os.access(above, os.W_OK | os.X_OK)
         wrong = "" if able else f"it cannot be made, since {above} cannot be written: name another with cache_dir"
@@ -138,8 +138,19 @@ def _cache_folder(options: Options) -> Finding:
     except entries.Refused as error:
         wrong = f"it is not trusted, and compiled code is not kept: {error}"
     except OSError as error:
-        wrong = f"it cannot be written, and compiled code is not kept: {error.strerror or error}"
+        wrong = f"it cannot be used, and compiled code is not kept: {error.strerror or error}"
     return Finding("cache folder", found, wrong)
+
+
+def _is_missing(path: Path) -> bool:
+    """False, too, for what cannot be there: below a file, or of a name that is too long."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _compiler(options: Options) -> Finding:

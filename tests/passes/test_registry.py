@@ -1,10 +1,11 @@
 """Passes of third parties, through the entry-point group `lutra.passes`."""
 
 import logging
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
-from lutra.passes.registry import BUILT_IN, available_passes
+from lutra.passes.registry import BUILT_IN, available_passes, explained
 from lutra.recipes.loading import load_recipe
 
 SOURCE = '''
@@ -58,6 +59,28 @@ def test_a_pass_that_cannot_be_used_is_left_out_and_logged(
 
 def test_every_pass_documents_itself_and_is_frozen():
     for name, cls in available_passes().items():
+        summary, meanings = explained(cls)
+        assert summary and list(meanings) == [field.name for field in fields(cls)]  # each, once, in order
+        assert all(len(meaning.split()) > 2 for meaning in meanings.values())
         assert cls.__doc__ and cls.run.__doc__
         assert cls.name == name and cls.phases
         assert cls.__dataclass_params__.frozen
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Fewer weights (of rate: many).
+
+    rate: how many, in rate: percent. A sentence more. seed:
+    of chance. other: is no parameter."""
+
+    rate: float
+    seed: int = 0
+    silent: bool = False
+
+
+def test_meanings_of_parameters_are_read_off_the_docstring():
+    assert explained(Thin) == (
+        "Fewer weights (of rate: many).",
+        {"rate": "how many, in rate: percent. A sentence more.", "seed": "of chance. other: is no parameter."},
+    )

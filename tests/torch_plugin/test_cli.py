@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lutra
 import pytest
 from lutra.codegen import entries
 from lutra.codegen.entries import Stored
 from lutra.ir.errors import RecipeError
-from lutra.passes.registry import available_passes
+from lutra.passes.registry import available_passes, explained
 from lutra.recipes.loading import library, load_recipe
 from lutra.torch_plugin.cli import app, main
 from typer.testing import CliRunner
@@ -38,10 +39,20 @@ def test_recipes_prints_a_recipe_that_loads_to_the_same_steps():
     assert changed.fingerprint() == load_recipe("w2-lut", passes, vars={"bits": 3}).fingerprint()
 
 
-def test_passes_shows_parameters_with_their_defaults():
-    text = output("passes")
-    for expected in ("quantize-weights", "weight-static", "group_size: 128", 'table: "half"', "Operator fusion"):
-        assert expected in text
+@pytest.mark.parametrize("columns", ["20", "80", "1000"])
+def test_passes_shows_parameters_with_defaults_and_meanings_whole(columns: str):
+    text = CliRunner().invoke(app, ["passes"], env={"COLUMNS": columns}, catch_exceptions=False).output
+    words = " ".join(text.split())
+    for cls in available_passes().values():
+        summary, meanings = explained(cls)
+        assert f"{cls.name} ({cls.kind}) {summary}" in words
+        assert all(meaning in words for meaning in meanings.values())
+    for expected in ("group_size: 128 input columns a scale", 'table: "half" `half` stores the 8 entries'):
+        assert expected in words
+
+
+def test_the_version_is_told():
+    assert output("--version") == f"lutra {lutra.__version__}\n"
 
 
 def test_targets_says_which_ones_run_here():
@@ -114,6 +125,7 @@ def test_a_cache_folder_that_is_not_there_is_empty_and_not_made(tmp_path: Path):
         (["profile", "org/none"], "org/none"),
         (["cache", "clear", "--cache-dir", ""], "option 'cache_dir' is '': it names no folder"),
         (["cache", "clear", "--cache-dir", __file__], "Not a directory"),
+        (["doctor", "--cache-dir", ""], "option 'cache_dir' is '': it names no folder"),
         (["pack", "model", "--output", ""], "an option that takes a path was given an empty one"),
         (["profile", "model", "--trace", ""], "an option that takes a path was given an empty one"),
     ],

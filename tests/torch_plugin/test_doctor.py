@@ -55,7 +55,14 @@ def others_may_write(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("make", "message"),
-    [(others_may_write, "not trusted, .*others may write to .*chmod go-w"), (Path.touch, "Not a directory")],
+    [
+        (others_may_write, "not trusted, .*others may write to .*chmod go-w"),
+        (Path.touch, "Not a directory"),
+        (os.mkfifo, "Not a directory"),
+        (lambda folder: folder.symlink_to(folder), "Too many levels of symbolic links"),
+        (lambda folder: folder.symlink_to("/dev/null/cache"), "Not a directory"),
+    ],
+    ids=["others may write", "file", "pipe", "circle", "below a file"],
 )
 def test_a_cache_folder_that_will_not_be_used_is_told(make: Callable[[Path], None], message: str, tmp_path: Path):
     make(tmp_path / "cache")

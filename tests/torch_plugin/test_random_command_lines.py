@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+import transformers  # noqa: F401  (its log keeps the stderr of its first import, which no test may close)
 from hypothesis import given
 from hypothesis import strategies as st
 from lutra.recipes.loading import library
@@ -86,6 +87,7 @@ TAKES = {
     "profile": ["--recipe", "--var", "--dtype", "--prompt", "--new-tokens", "--trace"],
     "explain": ["--recipe", "--var", "--dtype", "--batch", "--context"],
     "pack": ["--recipe", "--var", "--dtype", "--output", "-o"],
+    "verify": ["--dtype"],
     "cache info": ["--cache-dir"],
     "cache clear": ["--cache-dir"],
     "cache": [],
