@@ -1,4 +1,4 @@
-"""The command line, `lutra`: recipes, passes, targets, packing, profiles, predictions, the executable cache."""
+"""The command line, `lutra`: recipes, passes, targets, packing, profiles, predictions, the cache, a check of all."""
 
 import io
 import json

@@ -157,7 +157,7 @@ def _compiler(options: Options) -> Finding:
     from ..codegen.parallel import compilers  # loads TVM
 
     found = [name for name in dict.fromkeys(compilers()) if name]
-    if len(found) == 0:
+    if not found:
         return Finding("C compiler", "none", "nothing can link compiled code: install gcc, with g++, or clang")
     told = subprocess.run([found[0], "--version"], capture_output=True, text=True, errors="replace", check=False)
     version = (told.stdout.splitlines() or ["of no version"])[0]

@@ -125,3 +125,20 @@ def test_groups_must_divide_the_input_features():
 
 def test_descriptions_tell_formats_apart():
     assert len({format_.describe() for format_ in FORMATS}) == len(FORMATS)
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns", "taken"),
+    [
+        (128, 576, 64),
+        (128, 64, 64),
+        (256, 384, 128),
+        (64, 96, 32),
+        (32, 36, 0),
+        (128, 1, 0),
+        (0, 128, 0),
+        (64, 256, 64),
+    ],
+)
+def test_the_largest_groups_up_to_those_asked_for_that_divide_the_columns(asked: int, columns: int, taken: int):
+    assert WeightFormat(2, asked, "ternary").fitting(columns) == WeightFormat(2, taken, "ternary")
