@@ -1,4 +1,4 @@
-"""Round-to-nearest quantisation of a weight matrix, with optional search of each group's range.
+"""Round-to-nearest quantisation of a weight matrix, with optional search of each group's scale and zero point.
 
 Scales are rounded to float16, their stored form, before codes are computed, so that codes are nearest to what kernels
 use. This is the reference; `codegen/kernels/rounding.py` computes the same, fast.
@@ -14,15 +14,22 @@ from .quantization import QuantizedWeight, WeightFormat
 
 _BLOCK_ELEMENTS = 1 << 18
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+_FITS = 4
 SMALLEST_SCALE, LARGEST_SCALE = 6.104e-05, 65504.0
 """float16's normal numbers: an all-zero group needs some scale, because codes are relative to it."""
+SMALLEST_SPREAD = 0.1
+"""Of the codes of a group that a scale can be fitted to, as a sum of squares: two different ones have 0.5."""
+
+Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+"""Codes uint8, scales float16, zero points float16 or None."""
 
 
 @dataclass(frozen=True)
 class RoundToNearest:
     """A weight `[N, K]` (floating point) -> `QuantizedWeight` in `format`.
 
-    range_search: per group, the candidate of `shrinks` with the least squared error."""
+    range_search: per group, the least squared error of the candidates of `shrinks` and of `fits` steps from the best of
+    them, each of which takes the scale and zero point that bring the codes before it closest to the weights."""
 
     format: WeightFormat
     range_search: bool = False
@@ -38,6 +45,11 @@ class RoundToNearest:
         return (*_SHRINK, None) if of_mean else _SHRINK
 
     @property
+    def fits(self) -> int:
+        """Steps of least squares that follow the candidates."""
+        return _FITS if self.range_search else 0
+
+    @property
     def levels(self) -> int:
         """The highest code."""
         return 2 if self.format.scheme == "ternary" else 2**self.format.bits - 1
@@ -46,8 +58,8 @@ class RoundToNearest:
         """Quantise; raises `QuantizationError` when the groups do not divide K or a value is not finite."""
         return quantize_by_blocks(weight, self.format, self.quantize_block)
 
-    def quantize_block(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Codes uint8, scales float16, zero points float16 or None for `block [rows, groups, columns]`."""
+    def quantize_block(self, block: torch.Tensor) -> Encoded:
+        """What stands for `block [rows, groups, columns]`."""
         if self.format.scheme == "asymmetric":
             low, high = block.amin(-1, keepdim=True).clamp(max=0), block.amax(-1, keepdim=True).clamp(min=0)
         else:
@@ -57,14 +69,25 @@ class RoundToNearest:
         best = self.encode(block, *self._scale(block, low, high, first))
         least = self._error(block, *best) if others else None
         for shrink in others:
-            q, s, z = self.encode(block, *self._scale(block, low, high, shrink))
-            error = self._error(block, q, s, z)
             assert least is not None
-            better = error < least
-            least = torch.where(better, error, least)
-            z_best = torch.where(better, z, best[2]) if z is not None and best[2] is not None else None
-            best = (torch.where(better, q, best[0]), torch.where(better, s, best[1]), z_best)
+            candidate = self.encode(block, *self._scale(block, low, high, shrink))
+            best, least = self._better(block, candidate, best, least)
+        fitted = best
+        for _ in range(self.fits):
+            assert least is not None
+            fitted = self.encode(block, *self._fit(block, *fitted))
+            best, least = self._better(block, fitted, best, least)
         return best
+
+    def _better(
+        self, block: torch.Tensor, candidate: Encoded, best: Encoded, least: torch.Tensor
+    ) -> tuple[Encoded, torch.Tensor]:
+        """Of each group the encoding with less error, and that error; `least` is what `best` has."""
+        error = self._error(block, *candidate)
+        better = error < least
+        (q, s, z), (q_best, s_best, z_best) = candidate, best
+        zero = None if z is None or z_best is None else torch.where(better, z, z_best)
+        return (torch.where(better, q, q_best), torch.where(better, s, s_best), zero), torch.where(better, error, least)
 
     def _scale(
         self, block: torch.Tensor, low: torch.Tensor, high: torch.Tensor, shrink: float | None
@@ -82,9 +105,29 @@ class RoundToNearest:
             return scale, None
         return scale, (-low * (shrink or 1.0) / scale.float()).clamp(max=self.levels).half()
 
+    def _fit(
+        self, block: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """float16 scale and zero point that bring `codes` closest to `block`; `scale` where any would do."""
+        centre = self.format.implicit_zero_point
+        q = codes.float().sub_(centre)
+        with_q, square = (q * block).sum(-1, keepdim=True), q.square().sum(-1, keepdim=True)
+        if zero is None:
+            return self._stored(with_q, square, scale), None
+        mean, mean_q = block.mean(-1, keepdim=True), q.mean(-1, keepdim=True)
+        columns = block.shape[-1]
+        scale = self._stored(with_q - columns * mean * mean_q, square - columns * mean_q.square(), scale)
+        return scale, (centre + mean_q - mean / scale.float()).clamp(0, self.levels).half()
+
+    @staticmethod
+    def _stored(numerator: torch.Tensor, denominator: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+        """Their ratio as a scale; `otherwise` where all codes are the same, up to rounding."""
+        ratio = (numerator / denominator).clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE).half()
+        return torch.where(denominator > SMALLEST_SPREAD, ratio, otherwise)
+
     def encode(
         self, block: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> Encoded:
         """The nearest codes to `block` for `scale` and `zero`, with these."""
         shift = self.format.implicit_zero_point if zero is None else zero.float()
         codes = block.div(scale.float()).add_(shift).round_().clamp_(0, self.levels).to(torch.uint8)
@@ -101,7 +144,7 @@ class RoundToNearest:
 def quantize_by_blocks(
     weight: torch.Tensor,
     format: WeightFormat,
-    quantize: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]],
+    quantize: Callable[[torch.Tensor], Encoded],
 ) -> QuantizedWeight:
     """`weight [N, K]` by blocks of rows, each `[rows, groups, columns]` in float32: memory stays bounded, and the block
     in cache. `quantize` returns codes, and scales and zero points (or None) `[rows, groups, 1]`."""

@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...ir.quantization import QuantizedWeight
-from ...ir.rounding import LARGEST_SCALE, SMALLEST_SCALE, RoundToNearest, require_finite
+from ...ir.rounding import LARGEST_SCALE, SMALLEST_SCALE, SMALLEST_SPREAD, RoundToNearest, require_finite
 from ..targets.base import Expr
 from ..targets.host import host
 from .function import kernel
@@ -70,12 +70,15 @@ def _kernel(rule: RoundToNearest, columns: int, dtype: str) -> tirx.PrimFunc:
                     T.buffer_store(inverse, T.float32(1) / s, [i])
                     T.buffer_store(zero, z, [i])
                 best = _least_error(rule, x, columns, scale, inverse, zero) if len(shrinks) > 1 else 0
-                T.buffer_store(scales, T.Cast("float16", scale[best]), [row, g])
+                s, z = T.bind(scale[best]), T.bind(zero[best])
+                if rule.fits:
+                    s, z = _fitted(rule, x, columns, s, z)
+                T.buffer_store(scales, T.Cast("float16", s), [row, g])
                 if asymmetric:
-                    T.buffer_store(zeros[0], T.Cast("float16", zero[best]), [row, g])
+                    T.buffer_store(zeros[0], T.Cast("float16", z), [row, g])
                 with T.serial(0, columns // LANES) as i:
                     at = T.ramp(i * LANES, 1, LANES)
-                    q = _nearest(rule, x[at] / T.broadcast(scale[best], LANES) + T.broadcast(zero[best], LANES))
+                    q = _nearest(rule, x[at] / T.broadcast(s, LANES) + T.broadcast(z, LANES))
                     T.buffer_store(codes, T.Cast("uint8x16", q), [row, g, at])
 
     by_group = (n, groups, columns)
@@ -114,12 +117,20 @@ def _scale(rule: RoundToNearest, low: Expr, high: Expr, mean: Expr, shrink: floa
         s = high * T.float32(shrink)
     else:
         s = (high - low) * T.float32(shrink) / T.float32(rule.levels)
-    s = T.max(T.min(s, T.float32(LARGEST_SCALE)), T.float32(SMALLEST_SCALE))
-    s = T.bind(T.Cast("float32", T.Cast("float16", s)))
+    s = _stored_scale(s)
     if not asymmetric:
         return s, T.float32(rule.format.implicit_zero_point)
-    z = T.min((T.float32(0) - low) * T.float32(shrink or 1.0) / s, T.float32(rule.levels))
-    return s, T.Cast("float32", T.Cast("float16", z))
+    return s, _stored((T.float32(0) - low) * T.float32(shrink or 1.0) / s, 0.0, rule.levels)
+
+
+def _stored(value: Expr, least: float, most: float) -> Expr:
+    """`value` within bounds as a float32 value that float16 holds."""
+    value = T.max(T.min(value, T.float32(most)), T.float32(least))
+    return T.bind(T.Cast("float32", T.Cast("float16", value)))
+
+
+def _stored_scale(value: Expr) -> Expr:
+    return _stored(value, SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def _nearest(rule: RoundToNearest, value: Expr) -> Expr:
@@ -145,3 +156,43 @@ def _least_error(rule: RoundToNearest, x: Any, columns: int, scale: Any, inverse
             T.buffer_store(choice, T.int32(c), [0])
             T.buffer_store(least, total, [0])
     return T.bind(choice[0])
+
+
+def _fitted(rule: RoundToNearest, x: Any, columns: int, scale: Expr, zero: Expr) -> tuple[Expr, Expr]:
+    """`rule.fits` steps of least squares from `scale` and `zero`: the pair with the least squared error on the way."""
+    every, centre = T.ramp(0, 1, LANES), rule.format.implicit_zero_point
+    current, best = (T.alloc_buffer((2,), "float32") for _ in range(2))
+    least = T.alloc_buffer((1,), "float32")
+    sums = [T.alloc_buffer((LANES,), "float32") for _ in range(5)]
+    for i, value in enumerate((scale, zero)):
+        T.buffer_store(current, value, [i])
+        T.buffer_store(best, value, [i])
+    with T.serial(0, rule.fits + 1) as step:
+        s, z = T.bind(current[0]), T.bind(current[1])
+        inverse = T.bind(T.broadcast(T.float32(1) / s, LANES))
+        for buffer in sums:
+            T.buffer_store(buffer, constant(0.0, LANES), [every])
+        with T.serial(0, columns // LANES) as i:
+            value = T.bind(x[T.ramp(i * LANES, 1, LANES)])
+            q = T.bind(T.Cast("float32x16", _nearest(rule, value * inverse + T.broadcast(z, LANES))))
+            difference = T.bind((q - T.broadcast(z, LANES)) * T.broadcast(s, LANES) - value)
+            level = T.bind(q - constant(centre, LANES))
+            terms = (difference * difference, level * value, level * level, level, value)
+            for buffer, term in zip(sums, terms, strict=True):
+                T.buffer_store(buffer, buffer[every] + term, [every])
+        error, with_level, square, levels, values = (
+            T.bind(reduce_lanes(lambda a, b: a + b, buffer[every], "float32", LANES)) for buffer in sums
+        )
+        with T.If(tirx.any(step == 0, error < least[0])), T.Then():
+            T.buffer_store(least, error, [0])
+            T.buffer_store(best, s, [0])
+            T.buffer_store(best, z, [1])
+        mean, mean_level = T.bind(values * T.float32(1 / columns)), T.bind(levels * T.float32(1 / columns))
+        if rule.format.has_zero_points:
+            with_level, square = T.bind(with_level - levels * mean), T.bind(square - levels * mean_level)
+        with T.If(square > T.float32(SMALLEST_SPREAD)), T.Then():
+            T.buffer_store(current, _stored_scale(with_level / square), [0])
+        if rule.format.has_zero_points:
+            fitted = T.float32(centre) + mean_level - mean / current[0]
+            T.buffer_store(current, _stored(fitted, 0.0, rule.levels), [1])
+    return T.bind(best[0]), T.bind(best[1])
