@@ -17,13 +17,14 @@ import torch
 import typer
 import yaml
 from lutra import LutraError
+from lutra.ir.errors import RecipeError
 from lutra.passes.quantize_weights import QuantizeWeights
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
 from lutra.recipes.schema import ResolvedRecipe
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import AutoModel, AutoTokenizer
 
 SENTENCES = Path(__file__).resolve().parent.parent / "tests" / "assets" / "sentences.txt"
@@ -75,8 +76,13 @@ def with_float_activations(recipe: ResolvedRecipe) -> dict[str, Any]:
 
 
 def bits_a_weight(recipe: ResolvedRecipe) -> float:
-    """Of its last `quantize-weights`, which takes all weights of an encoder; scales and zero points counted."""
-    *_, rule = (step.pass_ for step in recipe.steps if isinstance(step.pass_, QuantizeWeights))
+    """Of its last `quantize-weights`, which takes all linears of an encoder; scales and zero points counted.
+
+    Raises `RecipeError` for a recipe that quantises nothing."""
+    rules = [step.pass_ for step in recipe.steps if isinstance(step.pass_, QuantizeWeights)]
+    if not rules:
+        raise RecipeError(f"recipe {recipe.name} has no pass {QuantizeWeights.name}: there is nothing to measure")
+    rule = rules[-1]
     bits = rule.bits if isinstance(rule.bits, int) else rule.bits.average
     per_group = 32 if rule.scheme == "asymmetric" else 16
     return bits + (0 if rule.group_size == "channel" else per_group / rule.group_size)
@@ -88,7 +94,10 @@ def settings(recipes: str, curve: bool) -> Iterator[tuple[str, ResolvedRecipe]]:
         yield name, load_recipe(name, available_passes())
     for name, parameters in CURVE.items() if curve else ():
         entry = {"range_search": True, **parameters, "select": {"operators": "linear"}}
-        yield name, load_recipe({"lutra": 1, "name": "curve", "passes": [{"quantize-weights": entry}]}, available_passes())
+        yield (
+            name,
+            load_recipe({"lutra": 1, "name": "curve", "passes": [{"quantize-weights": entry}]}, available_passes()),
+        )
 
 
 def main(
@@ -97,8 +106,10 @@ def main(
 ) -> None:
     """Print one table."""
     try:
-        vectors, table = SentenceVectors(), Table("recipe", "bits a weight", "weights only", "least", "shipped", "least")
-        for name, recipe in track(list(settings(recipes, curve)), "recipes", console=Console(stderr=True)):
+        rows = list(settings(recipes, curve))
+        vectors = SentenceVectors()
+        table = Table(Column("recipe", no_wrap=True), "bits", "weights only", "least", "shipped", "least")
+        for name, recipe in track(rows, "recipes", console=Console(stderr=True)):
             alone = vectors.cosines(with_float_activations(recipe))
             shipped = vectors.cosines(yaml.safe_load(recipe.to_yaml()))
             found = [alone.mean(), alone.min(), shipped.mean(), shipped.min()]

@@ -14,11 +14,12 @@ from .quantization import QuantizedWeight, WeightFormat
 
 _BLOCK_ELEMENTS = 1 << 18
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
-_FITS = 4
+_FITS = 2
 SMALLEST_SCALE, LARGEST_SCALE = 6.104e-05, 65504.0
 """float16's normal numbers: an all-zero group needs some scale, because codes are relative to it."""
 SMALLEST_SPREAD = 0.1
-"""Of the codes of a group that a scale can be fitted to, as a sum of squares: two different ones have 0.5."""
+"""Of the codes of a group that a scale can be fitted to, as a sum of squares about their mean: two different ones have
+0.5."""
 
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 """Codes uint8, scales float16, zero points float16 or None."""
@@ -28,8 +29,9 @@ Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 class RoundToNearest:
     """A weight `[N, K]` (floating point) -> `QuantizedWeight` in `format`.
 
-    range_search: per group, the least squared error of the candidates of `shrinks` and of `fits` steps from the best of
-    them, each of which takes the scale and zero point that bring the codes before it closest to the weights."""
+    range_search: per group, the least squared error of the candidates of `shrinks` and, with zero points, of `fits`
+    steps from the best of them: each takes the scale and zero point that bring the codes before it closest to the
+    weights. (Without zero points such steps gain nothing that perplexity shows.)"""
 
     format: WeightFormat
     range_search: bool = False
@@ -47,7 +49,7 @@ class RoundToNearest:
     @property
     def fits(self) -> int:
         """Steps of least squares that follow the candidates."""
-        return _FITS if self.range_search else 0
+        return _FITS if self.range_search and self.format.has_zero_points else 0
 
     @property
     def levels(self) -> int:
@@ -108,26 +110,18 @@ class RoundToNearest:
     def _fit(
         self, block: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """float16 scale and zero point that bring `codes` closest to `block`; `scale` where any would do."""
-        centre = self.format.implicit_zero_point
+        """float16 scale and zero point that bring `codes` closest to `block`; `scale` where all codes are the same."""
+        assert zero is not None
+        centre, columns = self.format.implicit_zero_point, block.shape[-1]
         q = codes.float().sub_(centre)
-        with_q, square = (q * block).sum(-1, keepdim=True), q.square().sum(-1, keepdim=True)
-        if zero is None:
-            return self._stored(with_q, square, scale), None
         mean, mean_q = block.mean(-1, keepdim=True), q.mean(-1, keepdim=True)
-        columns = block.shape[-1]
-        scale = self._stored(with_q - columns * mean * mean_q, square - columns * mean_q.square(), scale)
+        together = (q * block).sum(-1, keepdim=True) - columns * mean * mean_q
+        spread = q.square().sum(-1, keepdim=True) - columns * mean_q.square()
+        fitted = (together / spread).clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE).half()
+        scale = torch.where(spread > SMALLEST_SPREAD, fitted, scale)
         return scale, (centre + mean_q - mean / scale.float()).clamp(0, self.levels).half()
 
-    @staticmethod
-    def _stored(numerator: torch.Tensor, denominator: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-        """Their ratio as a scale; `otherwise` where all codes are the same, up to rounding."""
-        ratio = (numerator / denominator).clamp(min=SMALLEST_SCALE, max=LARGEST_SCALE).half()
-        return torch.where(denominator > SMALLEST_SPREAD, ratio, otherwise)
-
-    def encode(
-        self, block: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None
-    ) -> Encoded:
+    def encode(self, block: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor | None) -> Encoded:
         """The nearest codes to `block` for `scale` and `zero`, with these."""
         shift = self.format.implicit_zero_point if zero is None else zero.float()
         codes = block.div(scale.float()).add_(shift).round_().clamp_(0, self.levels).to(torch.uint8)

@@ -117,7 +117,7 @@ def _scale(rule: RoundToNearest, low: Expr, high: Expr, mean: Expr, shrink: floa
         s = high * T.float32(shrink)
     else:
         s = (high - low) * T.float32(shrink) / T.float32(rule.levels)
-    s = _stored_scale(s)
+    s = _stored(s, SMALLEST_SCALE, LARGEST_SCALE)
     if not asymmetric:
         return s, T.float32(rule.format.implicit_zero_point)
     return s, _stored((T.float32(0) - low) * T.float32(shrink or 1.0) / s, 0.0, rule.levels)
@@ -127,10 +127,6 @@ def _stored(value: Expr, least: float, most: float) -> Expr:
     """`value` within bounds as a float32 value that float16 holds."""
     value = T.max(T.min(value, T.float32(most)), T.float32(least))
     return T.bind(T.Cast("float32", T.Cast("float16", value)))
-
-
-def _stored_scale(value: Expr) -> Expr:
-    return _stored(value, SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def _nearest(rule: RoundToNearest, value: Expr) -> Expr:
@@ -188,11 +184,10 @@ def _fitted(rule: RoundToNearest, x: Any, columns: int, scale: Expr, zero: Expr)
             T.buffer_store(best, s, [0])
             T.buffer_store(best, z, [1])
         mean, mean_level = T.bind(values * T.float32(1 / columns)), T.bind(levels * T.float32(1 / columns))
-        if rule.format.has_zero_points:
-            with_level, square = T.bind(with_level - levels * mean), T.bind(square - levels * mean_level)
-        with T.If(square > T.float32(SMALLEST_SPREAD)), T.Then():
-            T.buffer_store(current, _stored_scale(with_level / square), [0])
-        if rule.format.has_zero_points:
-            fitted = T.float32(centre) + mean_level - mean / current[0]
-            T.buffer_store(current, _stored(fitted, 0.0, rule.levels), [1])
+        spread = T.bind(square - levels * mean_level)
+        with T.If(spread > T.float32(SMALLEST_SPREAD)), T.Then():
+            fitted = (with_level - levels * mean) / spread
+            T.buffer_store(current, _stored(fitted, SMALLEST_SCALE, LARGEST_SCALE), [0])
+        moved = T.float32(centre) + mean_level - mean / current[0]
+        T.buffer_store(current, _stored(moved, 0.0, rule.levels), [1])
     return T.bind(best[0]), T.bind(best[1])

@@ -72,7 +72,7 @@ def eager(script: ModuleType) -> Any:
     [
         ("none", "dense_linear", 1.001),
         ("w8", "s8g128", 1.02),
-        ("w4", "s4g128", 1.15),
+        ("w4", "a4g128", 1.1),
         ("w2-lut", "s2g64", 1.6),
         ("ternary-lut", "t2g128", 1.9),
         ("w1-lut", "s1g64", 5),

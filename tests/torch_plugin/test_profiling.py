@@ -69,5 +69,5 @@ def test_the_command_profiles_a_checkpoint(tmp_path: Path):
     ]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    assert "prefill: " in result.output and "decode: " in result.output and "gemm_s4g128" in result.output
+    assert "prefill: " in result.output and "decode: " in result.output and "gemm_a4g128" in result.output
     assert len(json.loads(trace.read_text())["traceEvents"]) > 20
