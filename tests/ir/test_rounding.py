@@ -135,3 +135,13 @@ def test_values_that_are_not_finite_are_refused(value: float):
     weight[2, 3] = value
     with pytest.raises(QuantizationError, match="1 of 256 values are NaN or infinite"):
         RoundToNearest(WeightFormat(4, 32))(weight)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_zero_points_are_fitted_beyond_the_best_range(bits: int, monkeypatch: pytest.MonkeyPatch):
+    weight = torch.randn(16, 128) + 0.1
+    rule = RoundToNearest(WeightFormat(bits, 64, "asymmetric"), True)
+    fitted = (dequantize(rule(weight)) - weight).reshape(16, 2, -1).square().sum(-1)
+    monkeypatch.setattr(RoundToNearest, "fits", 0)
+    searched = (dequantize(rule(weight)) - weight).reshape(16, 2, -1).square().sum(-1)
+    assert torch.all(fitted <= searched) and fitted.sum() < 0.98 * searched.sum()
