@@ -28,15 +28,15 @@ def test_kernels_of_every_call_are_recorded_with_the_weights_that_they_read(tmp_
     assert all(torch.equal(result, expected) for result in results)
     assert [call.phase for call in timeline.calls] == ["encode", "encode"]
     for call in timeline.calls:
-        products = [event for event in call.events if event.name.startswith("dot_s4g64")]
+        products = [event for event in call.events if event.name.startswith("dot_a4g64")]
         assert [e.weight_bytes for e in products] == [
-            192 * (64 + 2 * 2 + 4),
-            64 * (96 + 3 * 2 + 4),
-        ]  # codes, scales, bias
+            192 * (64 + 2 * 4 + 4),
+            64 * (96 + 3 * 4 + 4),
+        ]  # codes, scales and zero points, bias
         starts = [event.start for event in call.events]
         assert starts == sorted(starts) and call.start <= starts[0]
         assert sum(event.seconds for event in call.events) <= call.seconds
-    assert "dot_s4g64" in str(timeline) and "reading weights" in str(timeline)
+    assert "dot_a4g64" in str(timeline) and "reading weights" in str(timeline)
     timeline.save(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     assert {"encode graph", products[0].name} <= {event["name"] for event in events}
