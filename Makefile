@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lutra-setup
 
-.PHONY: setup demo test test-ops test-zoo fuzz check peers
+.PHONY: setup demo test test-ops test-zoo fuzz check peers figures
 
 setup: $(STAMP)
 
@@ -39,6 +39,10 @@ fuzz: setup
 	for kind in texts mappings variables names conditions patterns; do \
 		$(BIN)/python -m lutra.tests.support.guided $$kind --seconds $(GUIDED) || [ $$? = 77 ] || exit 1; \
 	done
+
+# The tables and the plot of the documents, from benchmarks/results; nothing is timed.
+figures: setup
+	$(BIN)/python benchmarks/figures.py
 
 check: setup
 	$(BIN)/ruff check .

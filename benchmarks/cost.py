@@ -18,10 +18,17 @@ from lutra import LutraError
 from lutra.torch_plugin.explain import explain, products_of, weights_of
 from lutra.torch_plugin.machine import Meter, undisturbed
 from lutra.torch_plugin.options import Options
+from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
-from rich.table import Table
 
 PROMPT, NEW_TOKENS = 64, 32
+COLUMNS = (
+    Column(name="shape"),
+    Column(name="recipe"),
+    Column(name="predicted", unit="ms", digits=2),
+    Column(name="measured", unit="ms", digits=2),
+    Column(name="predicted / measured", digits=2),
+)
 
 
 def measure(shape: str, recipe: str, rounds: int) -> tuple[float, float]:
@@ -43,24 +50,28 @@ def main(
     shapes: Annotated[str, typer.Option(help=f"of {', '.join(SHAPES)}")] = "0.15b,0.4b,1.1b",
     recipes: Annotated[str, typer.Option()] = "w4,w2-lut,w1-lut",
     rounds: Annotated[int, typer.Option(min=1)] = 3,
+    save_file: SaveOption = None,
 ) -> None:
     """Print predictions, measurements and the worst of their ratios."""
     torch._dynamo.config.recompile_limit = 1 << 10  # nine models in one process
-    table = Table("shape", "recipe", "predicted ms", "measured ms", "predicted / measured")
+    rows: list[list[Cell]] = []
     errors = []
     try:
         for shape in shapes.split(","):
             for recipe in recipes.split(","):
                 predicted, measured = measure(shape, recipe, rounds)
                 errors.append(abs(predicted / measured - 1))
-                figures = (f"{1e3 * predicted:.2f}", f"{1e3 * measured:.2f}", f"{predicted / measured:.2f}")
-                table.add_row(shape, recipe, *figures)
-                print(shape, recipe, *figures, flush=True)
+                rows.append([shape, recipe, 1e3 * predicted, 1e3 * measured, predicted / measured])
+                print(*(column.text(cell) for column, cell in zip(COLUMNS, rows[-1], strict=True)), flush=True)
     except LutraError as error:
         Console().print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    Console().print(table)
+    Console().print(printed(None, COLUMNS, rows))
     print(f"worst error {max(errors):.0%}")
+    if save_file is not None:
+        threads = torch.get_num_threads()
+        setting = {"prompt": PROMPT, "new tokens": NEW_TOKENS, "threads": threads, "rounds": rounds}
+        save(save_file, "cost", setting, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Decode, prefill, first call and memory of a Llama of 1.1B shape: lutra against eager and inductor, in one run.
 
     python benchmarks/decode.py
-    python benchmarks/decode.py --engines eager,inductor,none,w4,w2-lut,ternary-lut --rounds 5 --json result.json
+    python benchmarks/decode.py --engines eager,inductor,none,w4,w2-lut,ternary-lut --rounds 5 --save result.json
 
 Weights are random: no figure here depends on their values. Every engine lives in a process of its own and they take
 turns, A B A B, so that what the machine does meanwhile meets all of them; figures are medians over the rounds. Engines
@@ -9,25 +9,21 @@ are `eager`, `inductor`, or the name of a recipe. Cold: the first call with empt
 second process over the caches that the first one left.
 """
 
-import json
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from engines import SHAPES, TorchEngine
 from lutra import LutraError
 from lutra.tuning.speed import Speed, alternate
 from lutra.tuning.worker import Worker
+from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
-from rich.table import Table
 from targets import Target, target_table
 
 
@@ -102,19 +98,24 @@ def measure(
     return results
 
 
-def table(results: Mapping[str, Result], title: str) -> Table:
+def rows_of(results: Mapping[str, Result]) -> tuple[list[Column], list[list[Cell]]]:
     """One row an engine, with its decode speed relative to the peers that ran."""
     peers = [peer for peer in ("eager", "inductor") if peer in results]
-    headings = ["decode tok/s", *(f"x {peer}" for peer in peers), "prefill tok/s", "first call s", "warm s", "peak MB"]
-    result = Table("engine", *headings, "read MB/token", title=title)
-    for column in result.columns[1:]:
-        column.justify = "right"
+    columns = [
+        Column(name="engine"),
+        Column(name="decode", unit="tokens/s", digits=1),
+        *(Column(name=f"decode / {peer}", digits=2) for peer in peers),
+        Column(name="prefill", unit="tokens/s"),
+        Column(name="first call", unit="s", digits=1),
+        Column(name="with warm cache", unit="s", digits=1),
+        Column(name="peak", unit="MB"),
+        Column(name="weights read", unit="MB/token"),
+    ]
+    rows: list[list[Cell]] = []
     for name, r in results.items():
-        ratios = [f"{r.decode / results[peer].decode:.2f}" for peer in peers]
-        times = [f"{r.cold:.1f}", "" if r.warm is None else f"{r.warm:.1f}"]
-        sizes = [f"{r.peak / 1e6:.0f}", f"{r.weights / 1e6:.0f}"]
-        result.add_row(name, f"{r.decode:.1f}", *ratios, f"{r.prefill:.0f}", *times, *sizes)
-    return result
+        ratios = [r.decode / results[peer].decode for peer in peers]
+        rows.append([name, r.decode, *ratios, r.prefill, r.cold, r.warm, r.peak / 1e6, r.weights / 1e6])
+    return columns, rows
 
 
 def main(
@@ -126,7 +127,7 @@ def main(
     prompt: Annotated[int, typer.Option(help="prompt tokens", min=1)] = 128,
     new_tokens: Annotated[int, typer.Option(min=3)] = 32,
     threads: Annotated[int, typer.Option(min=1)] = 2,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there as well")] = None,
+    save_file: SaveOption = None,
 ) -> None:
     """Print one table with all engines, and the targets beside what was measured."""
     console = Console()
@@ -134,24 +135,20 @@ def main(
     names = list(dict.fromkeys(engines.split(",")))
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape!r} is not one of {', '.join(SHAPES)}", param_hint="--shape")
-    settings = {"shape": shape, "prompt": prompt, "new_tokens": new_tokens, "threads": threads}
+    settings = {"shape": shape, "prompt": prompt, "new tokens": new_tokens, "threads": threads}
     try:
         with tempfile.TemporaryDirectory(prefix="lutra-benchmark-") as scratch:
             results = measure(names, list(settings.values()), rounds, Path(scratch), console)
     except LutraError as error:
         console.print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    console.print(
-        table(results, f"Llama {shape}, bfloat16, prompt {prompt}, {new_tokens} new tokens, {threads} threads")
-    )
+    columns, rows = rows_of(results)
+    title = f"Llama {shape}, bfloat16, prompt {prompt}, {new_tokens} new tokens, {threads} threads"
+    console.print(printed(title, columns, rows))
     if shape == "1.1b":
         console.print(target_table(TARGETS, results))
-    if json_file is not None:
-        versions = {"python": sys.version.split()[0], "torch": torch.__version__, "machine": platform.machine()}
-        figures = {name: asdict(result) for name, result in results.items()}
-        json_file.write_text(
-            json.dumps({**settings, "rounds": rounds, **versions, "engines": figures}, indent=2) + "\n"
-        )
+    if save_file is not None:
+        save(save_file, "decode", {**settings, "rounds": rounds}, columns, rows)
 
 
 if __name__ == "__main__":

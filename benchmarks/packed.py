@@ -21,8 +21,15 @@ from lutra.torch_plugin.loading import load
 from lutra.torch_plugin.packed_model import pack
 from lutra.tuning.memory import resident
 from lutra.tuning.worker import Worker
+from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
-from rich.table import Table
+
+COLUMNS = (
+    Column(name="step"),
+    Column(name="time", unit="s", digits=2),
+    Column(name="size", unit="MB"),
+    Column(name="of what"),
+)
 
 
 class Packer:
@@ -64,6 +71,7 @@ class Loader:
 def main(
     recipe: Annotated[str, typer.Option()] = "w4",
     shape: Annotated[str, typer.Option(help=" or ".join(SHAPES))] = "1.1b",
+    save_file: SaveOption = None,
 ) -> None:
     """Print sizes, seconds and memory."""
     torch.set_grad_enabled(False)
@@ -81,11 +89,14 @@ def main(
     except LutraError as error:
         Console().print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    table = Table("", "seconds", "MB", title=f"Llama {shape}, {recipe}, packed")
-    table.add_row("written", f"{writing:.2f}", f"{size / 1e6:.0f} on disk")
-    table.add_row("loaded", f"{loading:.2f}", f"{loaded / 1e6:.0f} resident")
-    table.add_row("first generation", f"{first:.2f}", f"{used / 1e6:.0f} resident")
-    Console().print(table)
+    rows: list[list[Cell]] = [
+        ["written", writing, size / 1e6, "on disk"],
+        ["loaded", loading, loaded / 1e6, "resident"],
+        ["first generation", first, used / 1e6, "resident"],
+    ]
+    Console().print(printed(f"Llama {shape}, {recipe}, packed", COLUMNS, rows))
+    if save_file is not None:
+        save(save_file, "packed", {"shape": shape, "recipe": recipe}, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     make peers                  # installs llama-cpp-python, gguf and torchao, and OpenVINO in an environment of its own
     python benchmarks/peers.py
     python benchmarks/peers.py --engines llama.cpp:Q4_0,w4 --prompt 512 --rounds 5
-    python benchmarks/peers.py --engines w2-lut --batch 8
+    python benchmarks/peers.py --engines w2-lut --batch 8 --save benchmarks/results/peers-batch-8.json
     python benchmarks/peers.py --no-module-guards       # of all that torch compiles: docs/options.md
 
 Engines: `eager`, `inductor`, `torchao-int4` (with inductor, bfloat16), `openvino-int4`, `llama.cpp:TYPE` for Q4_0,
@@ -30,6 +30,7 @@ from lutra import LutraError
 from lutra.codegen.bandwidth import ReadCeiling
 from lutra.tuning.speed import Speed, Timing, alternate
 from lutra.tuning.worker import Worker
+from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
 from rich.table import Table
 from targets import Target, target_table
@@ -197,20 +198,31 @@ def _of_ceiling(name: str, ceiling: float, results: Mapping[str, Result]) -> flo
     return results[name].weights / ceiling * results[name].decode
 
 
-def table(results: Mapping[str, Result], setting: Setting, ceiling: float) -> Table:
-    """One row an engine."""
+COLUMNS = (
+    Column(name="engine"),
+    Column(name="decode", unit="tokens/s", digits=1),
+    Column(name="prefill", unit="tokens/s"),
+    Column(name="weights read", unit="MB/token"),
+    Column(name="of read ceiling", unit="%"),
+)
+
+
+def rows_of(results: Mapping[str, Result], setting: Setting, ceiling: float) -> list[list[Cell]]:
+    """One row an engine, by `COLUMNS`."""
+    return [
+        [name, r.decode, r.prefill, r.weights / 1e6, 100 * _of_ceiling(name, ceiling, results) / setting.batch]
+        for name, r in results.items()
+    ]
+
+
+def table(rows: Sequence[Sequence[Cell]], setting: Setting, ceiling: float) -> Table:
+    """Those rows for people."""
     guards = "" if setting.module_guards else ", no guards on modules"
     title = (
         f"Llama {setting.shape}, prompt {setting.prompt}, {setting.new_tokens} new tokens, batch {setting.batch},\n"
         f"{setting.threads} threads{guards}; read ceiling {ceiling / 1e9:.1f} GB/s"
     )
-    result = Table("engine", "decode tok/s", "prefill tok/s", "read MB/token", "of ceiling", title=title)
-    for column in result.columns[1:]:
-        column.justify = "right"
-    for name, r in results.items():
-        share = f"{_of_ceiling(name, ceiling, results) / setting.batch:.0%}"
-        result.add_row(name, f"{r.decode:.1f}", f"{r.prefill:.0f}", f"{r.weights / 1e6:.0f}", share)
-    return result
+    return printed(title, COLUMNS, rows)
 
 
 def main(
@@ -224,7 +236,7 @@ def main(
     module_guards: Annotated[bool, typer.Option(help="Dynamo looks at all modules before a call")] = True,
     openvino: Annotated[Path, typer.Option(help="the Python that has it")] = ROOT / ".venv-openvino/bin/python",
     folder: Annotated[Path | None, typer.Option(help="keep the peers' model files there")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures there as well")] = None,
+    save_file: SaveOption = None,
 ) -> None:
     """Print one table with all engines, and the targets beside what was measured."""
     console = Console()
@@ -241,13 +253,15 @@ def main(
     except LutraError as error:
         console.print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    console.print(table(results, setting, ceiling))
+    rows = rows_of(results, setting, ceiling)
+    console.print(table(rows, setting, ceiling))
     targets = targets_for(setting, results, ceiling)
     if targets:
         console.print(target_table(targets, results))
-    if json_file is not None:
-        figures = {name: asdict(result) for name, result in results.items()}
-        json_file.write_text(json.dumps(asdict(setting) | {"ceiling": ceiling, "engines": figures}, indent=2) + "\n")
+    if save_file is not None:
+        settings = {name.replace("_", " "): value for name, value in asdict(setting).items()}
+        shared = settings | {"rounds": rounds, "read ceiling, GB/s": round(ceiling / 1e9, 1)}
+        save(save_file, "peers", shared, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ import torch
 import typer
 from lutra import calibrate
 from lutra.tuning.quality import held_out_windows, perplexity
+from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = Path(__file__).resolve().parent.parent / "tests" / "assets" / "tiny-llama"
@@ -56,6 +56,7 @@ def main(
     windows: Annotated[int, typer.Option(min=1, help="windows of 256 tokens to evaluate")] = 48,
     calibration_windows: Annotated[int, typer.Option(min=1, help="windows of 256 tokens to calibrate with")] = 64,
     group_size: Annotated[int, typer.Option(help="columns that share a scale")] = 64,
+    save_file: SaveOption = None,
 ) -> None:
     """Print one table."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
@@ -75,10 +76,12 @@ def main(
             )
     with torch.inference_mode():
         eager = perplexity(model, evaluated)
-    table = Table("weights", *METHODS, title=f"perplexity (eager float32: {eager:.3f}), groups of {group_size}")
-    for width, of_method in found.items():
-        table.add_row(width, *(f"{of_method[method]:.3f}" for method in METHODS))
-    Console().print(table)
+    columns = [Column(name="weights"), *(Column(name=method, digits=3) for method in METHODS)]
+    rows: list[list[Cell]] = [[width, *of_method.values()] for width, of_method in found.items()]
+    Console().print(printed(f"perplexity (eager float32: {eager:.3f}), groups of {group_size}", columns, rows))
+    if save_file is not None:
+        setting = {"group size": group_size, "windows": windows, "calibration windows": calibration_windows}
+        save(save_file, "quality", {**setting, "perplexity of eager": round(eager, 3)}, columns, rows)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
+from transformers.utils import logging
 
 PROMPT = '''import json
 
@@ -61,6 +62,7 @@ class Engine:
 
     def __init__(self, model: str, dtype: str, options: Mapping[str, Any] | None) -> None:
         self._bare = resident()
+        logging.disable_progress_bar()  # one for loading a model that takes no time
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._compiled = options is not None

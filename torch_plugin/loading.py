@@ -20,7 +20,7 @@ def load(
     options: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """The model at `path`, compiled in place (`model.compile`).
+    """The model at `path`, under `model.compile`: its weights are there, and its code comes with its first call.
 
     path: a folder that `lutra pack` wrote, whose weights are mapped into memory; or a causal language model that others
     quantised, whose codes are kept: a folder of GPTQ or AWQ weights, or a `.gguf` file. model: a module of the

@@ -1,7 +1,6 @@
 """The benchmark in miniature, as a user runs it, and the model that it makes."""
 
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +18,22 @@ def decode(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("decode")
 
 
-def test_engines_take_turns_in_processes_of_their_own_and_figures_go_to_a_file(tmp_path: Path):
+def test_engines_take_turns_in_processes_of_their_own_and_figures_go_to_a_file(decode: ModuleType, tmp_path: Path):
+    results = sys.modules[decode.save.__module__]
     figures = tmp_path / "figures.json"
     arguments = ["--shape", "tiny", "--engines", "eager,w4", "--prompt", "8", "--new-tokens", "4", "--rounds", "2"]
-    command = [sys.executable, str(SCRIPT), *arguments, "--json", str(figures)]
+    command = [sys.executable, str(SCRIPT), *arguments, "--save", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     rounds = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("round")]
     assert rounds == ["eager", "w4"] * 2
-    engines = json.loads(figures.read_text())["engines"]
-    assert engines["eager"]["warm"] is None and engines["w4"]["warm"] > 0
-    assert all(engines[name][key] > 0 for name in engines for key in ("decode", "prefill", "cold", "peak", "weights"))
-    assert engines["w4"]["weights"] < 0.3 * engines["eager"]["weights"]
+    (run,) = results.load(tmp_path)
+    warm, weights = run.column("with warm cache"), run.column("weights read")
+    assert warm["eager"] is None and warm["w4"] > 0
+    assert all(value > 0 for name in ("decode", "prefill", "first call") for value in run.column(name).values())
+    assert run.column("decode / eager")["eager"] == 1
+    assert weights["w4"] < weights["eager"]
+    assert "--rounds 2" in run.command and "--save" not in run.command
 
 
 def test_random_weights_are_spread_as_those_of_a_model_and_no_two_rows_are_the_same(decode: ModuleType):

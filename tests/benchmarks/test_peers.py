@@ -1,11 +1,11 @@
 """The comparison with other engines in miniature, as a user runs it."""
 
 import importlib
-import json
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from lutra import LutraError
@@ -25,15 +25,20 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_engines_and_the_read_ceiling_take_turns_and_figures_go_to_a_file(tmp_path: Path):
+def stored(peers: ModuleType, folder: Path) -> Any:
+    return sys.modules[peers.save.__module__].load(folder)
+
+
+def test_engines_and_the_read_ceiling_take_turns_and_figures_go_to_a_file(peers: ModuleType, tmp_path: Path):
     figures = tmp_path / "figures.json"
-    done = run("--engines", "eager,w2-lut", "--batch", "2", "--no-module-guards", "--json", str(figures))
+    done = run("--engines", "eager,w2-lut", "--batch", "2", "--no-module-guards", "--save", str(figures))
     assert done.returncode == 0, done.stderr
     rounds = [line.split(": ")[1] for line in done.stdout.splitlines() if line.startswith("round")]
     assert rounds == ["ceiling", "eager", "w2-lut"] * 2
-    data = json.loads(figures.read_text())
-    assert data["ceiling"] > 1e8 and data["batch"] == 2 and data["module_guards"] is False
-    assert data["engines"]["w2-lut"]["weights"] < 0.3 * data["engines"]["eager"]["weights"]
+    (result,) = stored(peers, tmp_path)
+    assert result.benchmark == "peers" and result.setting["read ceiling, GB/s"] > 0.1
+    assert result.setting["batch"] == 2 and result.setting["module guards"] is False
+    assert all(value > 0 for value in result.column("decode").values())
 
 
 def test_an_engine_that_cannot_run_is_one_clear_line():
@@ -55,12 +60,13 @@ def test_what_is_missing_is_named(peers: ModuleType, engine: str, batch: int, me
         e.call("run")
 
 
-def test_llama_cpp_runs_the_file_that_is_written_for_it(tmp_path: Path):
+def test_llama_cpp_runs_the_file_that_is_written_for_it(peers: ModuleType, tmp_path: Path):
     pytest.importorskip("llama_cpp", reason="a peer: `make peers` installs it")
     types = {"Q4_0": 4.5, "Q2_K": 2.625, "TQ2_0": 2.0625}
     figures = tmp_path / "figures.json"
-    done = run("--engines", ",".join(f"llama.cpp:{kind}" for kind in types), "--json", str(figures))
+    done = run("--engines", ",".join(f"llama.cpp:{kind}" for kind in types), "--save", str(figures))
     assert done.returncode == 0, done.stdout
-    engines = json.loads(figures.read_text())["engines"]
+    (result,) = stored(peers, tmp_path)
     for kind, bits in types.items():
-        assert 0.9 < engines[f"llama.cpp:{kind}"]["weights"] / (bits / 8 * 1310720) < 1.1
+        megabytes = bits / 8 * 1310720 / 1e6
+        assert result.column("weights read")[f"llama.cpp:{kind}"] == pytest.approx(megabytes, abs=0.55 + megabytes / 10)

@@ -99,3 +99,9 @@ def test_equal_options_have_equal_fingerprints_and_different_ones_differ():
     assert first == Options.parse({"recipe": data, "progress": True, **beside}).fingerprint()
     different = [{"recipe": "w4"}, {"recipe": data, "release_weights": True}, {"recipe": {**data, "passes": []}}]
     assert len({first, *(Options.parse(options).fingerprint() for options in different)}) == 4
+
+
+def test_every_option_is_in_the_documents_table():
+    table = (Path(__file__).resolve().parents[2] / "docs" / "options.md").read_text(encoding="utf-8")
+    documented = [line.split("`")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert sorted(documented) == sorted(Options.model_fields)

@@ -1,0 +1,189 @@
+"""The tables and the plot of the documents, from the results that are stored: `make figures`.
+
+    python benchmarks/figures.py
+
+Writes docs/performance.md, docs/speed-quality.svg, and the table of README.md between its markers. Nothing is timed.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from results import ROOT, Column, Machine, Run, load
+from speed_quality import plot
+
+PERFORMANCE, PLOT, README = Path("docs/performance.md"), Path("docs/speed-quality.svg"), Path("README.md")
+BEGIN, END = "<!-- figures: recipes -->", "<!-- end of figures -->"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A section of docs/performance.md. settings: those that stand in every row."""
+
+    benchmark: str
+    title: str
+    text: str
+    settings: tuple[str, ...] = ()
+
+
+TOPICS = (
+    Topic(
+        "peers",
+        "Decode and prefill, against other engines",
+        """\
+A Llama of 1.1B shape with random weights. Engines of one run take turns. Figures are medians.
+The read ceiling is how fast this machine reads memory, measured in the same run.
+It moves with what else a shared machine does, so compare engines within a run.
+`make peers` installs the engines.""",
+        ("prompt", "batch", "module guards"),
+    ),
+    Topic(
+        "decode",
+        "First call and memory",
+        """\
+The same model. First call: with empty caches, compiling included. With warm cache: in a second process.
+Peak: resident memory above the process before it had weights.""",
+    ),
+    Topic(
+        "packed",
+        "Loading a packed model",
+        """\
+In a new process. Resident: above the process before it loaded.
+A first generation traces the model with torch.""",
+    ),
+    Topic(
+        "cost",
+        "Predicted decode time",
+        "What `lutra explain` predicts, against what is measured ([how](explain.md)).",
+    ),
+    Topic(
+        "recipes",
+        "Recipes on the small trained model",
+        """\
+Decode is by `generate`, perplexity is on held-out text.
+A step of so small a model is mostly operator dispatch under eager, and little of it is reading weights.""",
+    ),
+    Topic(
+        "quality",
+        "Quality at equal bits",
+        """\
+Perplexity of the small trained model on held-out text, by method of rounding.
+Calibration sees other text than is evaluated.""",
+    ),
+)
+HEADER = """\
+# Performance
+
+`make figures` writes this file from `benchmarks/results/`, one file a run. A benchmark's `--save FILE` adds one.
+An empty cell was not measured.
+"""
+
+
+def generated(runs: Sequence[Run], readme: str) -> dict[Path, str]:
+    """Text of every generated file, by path from the root; `readme`: what README.md holds now.
+
+    Raises `ValueError` when it has not both markers, `LookupError` when `runs` lack what the plot needs."""
+    return {
+        PERFORMANCE: performance(runs),
+        PLOT: plot(widest(runs, "peers"), widest(runs, "recipes")),
+        README: between_markers(readme, recipes_table(widest(runs, "recipes"))),
+    }
+
+
+def widest(runs: Iterable[Run], benchmark: str) -> Run:
+    """The run of `benchmark` that has the most rows, of these the newest; raises `LookupError` when there is none."""
+    of_benchmark = [run for run in runs if run.benchmark == benchmark]
+    if not of_benchmark:
+        raise LookupError(f"no run of {benchmark!r} is stored")
+    return max(of_benchmark, key=lambda run: (len(run.rows), run.date or date.min))
+
+
+def performance(runs: Sequence[Run]) -> str:
+    """docs/performance.md: a section a benchmark, in it one table a machine, runs with the most rows first."""
+    parts = [HEADER]
+    for topic in TOPICS:
+        by_machine: dict[Machine | None, list[Run]] = {}
+        for run in sorted(runs, key=lambda run: -len(run.rows)):
+            if run.benchmark == topic.benchmark:
+                by_machine.setdefault(run.machine, []).append(run)
+        if by_machine:
+            parts.append(f"## {topic.title}\n\n{topic.text}\n")
+        for machine, of_machine in sorted(by_machine.items(), key=lambda item: str(item[0])):
+            parts += [f"### {_name(machine)}\n", _rows_of(of_machine, topic), _list_of(of_machine, topic)]
+    return "\n".join(parts)
+
+
+def recipes_table(run: Run) -> str:
+    """The rows of `run` whose speed was measured: eager and the recipes."""
+    places = [place for place, column in enumerate(run.columns) if column.name != "decode"]
+    speeds = run.column("decode")
+    timed = [row for row in run.rows if speeds[str(row[0])] is not None]
+    rows = [[run.columns[place].text(row[place]) for place in places] for row in timed]
+    table = markdown([run.columns[place] for place in places], rows)
+    return f"{table}\n{_name(run.machine)}; `{run.command}`.\n"
+
+
+def between_markers(text: str, content: str) -> str:
+    """`text` with `content` between the markers."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{README} has not both of {BEGIN} and {END}")
+    return f"{before}{begin}\n{content}{end}{after}"
+
+
+def markdown(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
+    """A table; numbers are aligned to the right."""
+    named = {"", *(column.name for column in columns if not column.unit and not column.digits)}
+    rules = ["---" if column.name in named else "---:" for column in columns]
+    lines = [[column.heading for column in columns], rules, *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _rows_of(runs: Sequence[Run], topic: Topic) -> str:
+    """All rows of `runs`, with the number of their run where there are several."""
+    columns = list({column.name: column for run in runs for column in run.columns}.values())
+    settings = [name for name in topic.settings if any(name in run.setting for run in runs)]
+    leading = [Column(name=name) for name in (["run"] if len(runs) > 1 else []) + settings]
+    rows = []
+    for number, run in enumerate(runs, 1):
+        known = {"run": str(number)} | {name: _plain(value) for name, value in run.setting.items()}
+        for row in run.rows:
+            cells = {column.name: column.text(cell) for column, cell in zip(run.columns, row, strict=True)}
+            rows.append([*(known.get(c.name, "") for c in leading), *(cells.get(c.name, "") for c in columns)])
+    return markdown([*leading, *columns], rows)
+
+
+def _list_of(runs: Sequence[Run], topic: Topic) -> str:
+    """How each of `runs` was made."""
+    lines = []
+    for number, run in enumerate(runs, 1):
+        setting = {name: value for name, value in run.setting.items() if name not in topic.settings}
+        facts: Mapping[str, str | None] = {
+            "command": f"`{run.command}`" if run.command else None,
+            "commit": run.commit,
+            "date": str(run.date) if run.date else None,
+            "setting": "; ".join(f"{name}: {_plain(value)}" for name, value in setting.items()),
+        }
+        lines.append([str(number), *(text or "not recorded" for text in facts.values())])
+    return markdown([Column(name=name) for name in ("run", "command", "commit", "date", "setting")], lines)
+
+
+def _name(machine: Machine | None) -> str:
+    return "Machine not recorded" if machine is None else str(machine)
+
+
+def _plain(value: str | bool | int | float) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Write every generated file."""
+    for path, text in generated(load(), (ROOT / README).read_text(encoding="utf-8")).items():
+        (ROOT / path).write_text(text, encoding="utf-8")
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
