@@ -2,7 +2,7 @@
 
     python benchmarks/figures.py
 
-Writes docs/performance.md, docs/speed-quality.svg, and the table of README.md between its markers. Nothing is timed.
+Writes docs/performance.md, docs/speed-quality.svg, and the tables of README.md between their markers. Nothing is timed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from results import ROOT, Column, Machine, Run, load
 from speed_quality import plot
 
 PERFORMANCE, PLOT, README = Path("docs/performance.md"), Path("docs/speed-quality.svg"), Path("README.md")
-BEGIN, END = "<!-- figures: recipes -->", "<!-- end of figures -->"
+BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,13 @@ An empty cell was not measured.
 def generated(runs: Sequence[Run], readme: str) -> dict[Path, str]:
     """Text of every generated file, by path from the root; `readme`: what README.md holds now.
 
-    Raises `ValueError` when it has not both markers, `LookupError` when `runs` lack what the plot needs."""
+    Raises `ValueError` when it lacks markers, `LookupError` when `runs` lack what it or the plot needs."""
+    recipes, demo = widest(runs, "recipes"), widest(runs, "demo")
+    readme = between_markers(readme, "recipes", recipes_table(recipes))
     return {
         PERFORMANCE: performance(runs),
-        PLOT: plot(widest(runs, "peers"), widest(runs, "recipes")),
-        README: between_markers(readme, recipes_table(widest(runs, "recipes"))),
+        PLOT: plot(widest(runs, "peers"), recipes),
+        README: between_markers(readme, "demo", whole_table(demo)),
     }
 
 
@@ -120,16 +122,22 @@ def recipes_table(run: Run) -> str:
     speeds = run.column("decode")
     timed = [row for row in run.rows if speeds[str(row[0])] is not None]
     rows = [[run.columns[place].text(row[place]) for place in places] for row in timed]
-    table = markdown([run.columns[place] for place in places], rows)
-    return f"{table}\n{_name(run.machine)}; `{run.command}`.\n"
+    return markdown([run.columns[place] for place in places], rows) + _origin(run)
 
 
-def between_markers(text: str, content: str) -> str:
-    """`text` with `content` between the markers."""
-    before, begin, rest = text.partition(BEGIN)
+def whole_table(run: Run) -> str:
+    """A table of all rows of `run`."""
+    rows = [[column.text(cell) for column, cell in zip(run.columns, row, strict=True)] for row in run.rows]
+    return markdown(run.columns, rows) + _origin(run)
+
+
+def between_markers(text: str, name: str, content: str) -> str:
+    """`text` with `content` between the markers of `name`."""
+    start = BEGIN.format(name)
+    before, begin, rest = text.partition(start)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{README} has not both of {BEGIN} and {END}")
+        raise ValueError(f"{README} has not both of {start} and, behind it, {END}")
     return f"{before}{begin}\n{content}{end}{after}"
 
 
@@ -168,6 +176,11 @@ def _list_of(runs: Sequence[Run], topic: Topic) -> str:
         }
         lines.append([str(number), *(text or "not recorded" for text in facts.values())])
     return markdown([Column(name=name) for name in ("run", "command", "commit", "date", "setting")], lines)
+
+
+def _origin(run: Run) -> str:
+    threads = f"; threads: {run.setting['threads']}" if "threads" in run.setting else ""
+    return f"\n{_name(run.machine)}{threads}; `{run.command}`.\n"
 
 
 def _name(machine: Machine | None) -> str:

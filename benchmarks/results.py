@@ -68,7 +68,7 @@ class Run(_Stored):
     machine, date, commit, command: None where nobody wrote them down. setting: what all rows share, units in the names.
     rows: cells by column; the first column is a name."""
 
-    benchmark: Literal["peers", "decode", "packed", "cost", "quality", "recipes"]
+    benchmark: Literal["peers", "decode", "packed", "cost", "quality", "recipes", "demo"]
     machine: Machine | None
     date: date | None
     commit: str | None
@@ -182,7 +182,8 @@ def _command() -> str:
             next(arguments, None)
         elif not argument.startswith("--save="):
             kept.append(argument)
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+    script = Path(sys.argv[0])
+    return shlex.join(["python", f"{script.resolve().parent.name}/{script.name}", *kept])
 
 
 def _rounded(cell: Cell, column: Column) -> Cell:

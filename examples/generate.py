@@ -6,7 +6,8 @@ Each engine runs in a process of its own, so that the memory of each can be told
 works at a time and both meet the same machine.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -109,17 +110,15 @@ def quality(eager: Worker, fast: Worker, tokens: torch.Tensor, window: int, wind
     return compare(partial(logits, fast), partial(logits, eager), chosen, lambda done, total: next(steps, None))
 
 
-def table(
-    recipe: str, speeds: Mapping[str, Speed], memory: Mapping[str, Memory], cost: Quality | None, compiling: float
-) -> Table:
-    """Eager beside lutra, and the ratio."""
-    result = Table("", "eager", f"lutra {recipe}", "ratio", title="the same model, the same prompt, taking turns")
-    for column in result.columns[1:]:
-        column.justify = "right"
+def comparison(
+    speeds: Mapping[str, Speed], memory: Mapping[str, Memory], cost: Quality | None, compiling: float
+) -> list[tuple[str, str, str, str]]:
+    """Rows of what was measured, eager, lutra and the ratio."""
+    rows: list[tuple[str, str, str, str]] = []
 
     def row(name: str, unit: float, digits: int, values: Callable[[str], float]) -> None:
         eager, fast = values("eager") / unit, values("lutra") / unit
-        result.add_row(name, f"{eager:.{digits}f}", f"{fast:.{digits}f}", f"{fast / eager:.2f}x")
+        rows.append((name, f"{eager:.{digits}f}", f"{fast:.{digits}f}", f"{fast / eager:.2f}x"))
 
     row("prefill, tokens/s", 1, 1, lambda name: speeds[name].prefill)
     row("decode, tokens/s", 1, 1, lambda name: speeds[name].decode)
@@ -129,10 +128,18 @@ def table(
     if cost is not None:
         perplexities = {"eager": cost.reference_perplexity, "lutra": cost.perplexity}
         row("held-out perplexity", 1, 3, lambda name: perplexities[name])
-        result.add_row("KL to eager, nats a token", "0", f"{max(cost.kl_divergence, 0):.4f}", "")
-        result.add_row("top-1 agreement with eager", "100 %", f"{100 * cost.top1_agreement:.1f} %", "")
-    result.add_row("compiling, in the first run, s", "", f"{compiling:.1f}", "")
-    return result
+        rows.append(("KL to eager, nats a token", "0", f"{max(cost.kl_divergence, 0):.4f}", ""))
+        rows.append(("top-1 agreement with eager", "100 %", f"{100 * cost.top1_agreement:.1f} %", ""))
+    rows.append(("compiling, in the first run, s", "", f"{compiling:.1f}", ""))
+    return rows
+
+
+def save(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]], setting: Mapping[str, Any]) -> None:
+    """Store `rows` under the headings `names` as benchmarks store theirs: the README shows them."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    import results
+
+    results.save(path, "demo", setting, [results.Column(name=name) for name in names], rows)
 
 
 def main(
@@ -147,6 +154,7 @@ def main(
     windows: Annotated[int, typer.Option(help="windows of held-out text; 0 leaves quality out", min=0)] = 24,
     rounds: Annotated[int, typer.Option(help="generations by each engine", min=1)] = 5,
     kernel_family: Annotated[str, typer.Option(help="auto, lookup, triples or dot")] = "auto",
+    save_file: Annotated[Path | None, typer.Option("--save", help="write the table there, for `make figures`")] = None,
 ) -> None:
     """Stream a completion, then compare eager and lutra: speed, memory, quality."""
     console = Console()
@@ -184,7 +192,13 @@ def main(
     except LutraError as error:
         console.print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    console.print(table(recipe, speeds, memory, cost, compiling))
+    headings, rows = ("quantity", "eager", f"lutra {recipe}", "ratio"), comparison(speeds, memory, cost, compiling)
+    table = Table(headings[0], title="the same model, the same prompt, taking turns")
+    for heading in headings[1:]:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
     console.print(
         f"{len(ids)} prompt tokens and {max_new_tokens} new ones, greedy, through generate with a static cache; "
         f"{dtype}; medians of {rounds} rounds; {torch.get_num_threads()} threads. Process: resident memory after the "
@@ -192,6 +206,9 @@ def main(
         "as well." + (f" Quality: {cost.tokens} tokens of {held_out.name}." if cost else ""),
         highlight=False,
     )
+    if save_file is not None:
+        setting = {"new tokens": max_new_tokens, "rounds": rounds, "threads": torch.get_num_threads(), "dtype": dtype}
+        save(save_file, headings, rows, {"prompt": len(ids), **setting})
 
 
 if __name__ == "__main__":

@@ -63,13 +63,12 @@ def test_what_nobody_wrote_down_is_said(figures: ModuleType):
 
 
 def test_the_readme_shows_the_rows_whose_speed_was_measured(figures: ModuleType):
-    text = figures.between_markers(
-        f"a {figures.BEGIN} old {figures.END} b", figures.recipes_table(run(figures, "recipes"))
-    )
+    old = f"a {figures.BEGIN.format('recipes')} old {figures.END} b"
+    text = figures.between_markers(old, "recipes", figures.recipes_table(run(figures, "recipes")))
     assert "| eager | 20.0 |" in text and "Q4_0" not in text and " old " not in text
     assert text.startswith("a ") and text.endswith(" b")
     with pytest.raises(ValueError, match=r"README\.md has not both"):
-        figures.between_markers("nothing", "content")
+        figures.between_markers("nothing", "recipes", "content")
 
 
 def test_the_widest_run_is_shown_and_of_these_the_newest(figures: ModuleType):

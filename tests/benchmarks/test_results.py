@@ -30,7 +30,9 @@ def results(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_a_saved_run_says_what_it_ran_on_and_how(results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sys.argv", ["/x/peers.py", "--rounds", "2", "--save", "a.json", "--engines", "w4,a b"])
+    monkeypatch.setattr(
+        "sys.argv", ["/x/benchmarks/peers.py", "--rounds", "2", "--save", "a.json", "--engines", "w4,a b"]
+    )
     columns = [results.Column(name="engine"), results.Column(name="decode", unit="tokens/s", digits=1)]
     results.save(tmp_path / "new" / "a.json", "peers", SETTING, columns, [["w4", 12.345], ["eager", None]])
     (run,) = results.load(tmp_path / "new")
