@@ -5,7 +5,7 @@
 Writes docs/performance.md, docs/speed-quality.svg, and the tables of README.md between their markers. Nothing is timed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -143,8 +143,7 @@ def between_markers(text: str, name: str, content: str) -> str:
 
 def markdown(columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> str:
     """A table; numbers are aligned to the right."""
-    named = {"", *(column.name for column in columns if not column.unit and not column.digits)}
-    rules = ["---" if column.name in named else "---:" for column in columns]
+    rules = ["---:" if column.unit or column.digits else "---" for column in columns]
     lines = [[column.heading for column in columns], rules, *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -168,13 +167,9 @@ def _list_of(runs: Sequence[Run], topic: Topic) -> str:
     lines = []
     for number, run in enumerate(runs, 1):
         setting = {name: value for name, value in run.setting.items() if name not in topic.settings}
-        facts: Mapping[str, str | None] = {
-            "command": f"`{run.command}`" if run.command else None,
-            "commit": run.commit,
-            "date": str(run.date) if run.date else None,
-            "setting": "; ".join(f"{name}: {_plain(value)}" for name, value in setting.items()),
-        }
-        lines.append([str(number), *(text or "not recorded" for text in facts.values())])
+        known = (run.command and f"`{run.command}`", run.commit, run.date and str(run.date))
+        shared = "; ".join(f"{name}: {_plain(value)}" for name, value in setting.items())
+        lines.append([str(number), *(text or "not recorded" for text in known), shared])
     return markdown([Column(name=name) for name in ("run", "command", "commit", "date", "setting")], lines)
 
 
@@ -188,7 +183,7 @@ def _name(machine: Machine | None) -> str:
 
 
 def _plain(value: str | bool | int | float) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
 def main() -> None:
