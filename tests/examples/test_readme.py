@@ -19,7 +19,7 @@ def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert printed.startswith("import torch\n")
-    assert "decode graph" in printed and "dot_s4g128" in printed and "torch fallbacks   none" in printed
+    assert "decode graph" in printed and "dot_a4g128" in printed and "torch fallbacks   none" in printed
 
 
 def anchors(document: Path) -> set[str]:
