@@ -150,12 +150,14 @@ def explain(
     """Predict bytes, operations and time of a decode step. The first time this measures the machine, for a minute."""
     from .causal_lm import generate, load_causal_lm
     from .explain import explain as predict
+    from .report import report
 
     loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="none")
     generate(loaded, context - 1, 2, batch)  # compiles, over a cache of `context` tokens
     explanation = predict(loaded, context, batch)
     console = Console(width=max(Console().width, 100))
     console.print(explanation)
+    console.print(report(loaded).weights)
     if layers:
         console.print(explanation.layers())
 
@@ -177,6 +179,7 @@ def pack(
     from .packed_manifest import is_packed
     from .packed_model import check_new
     from .packed_model import pack as write
+    from .report import report
 
     if is_packed(model):
         raise LutraError(f"{model} is packed already")
@@ -185,6 +188,7 @@ def pack(
     loaded = load_causal_lm(model, dtype, recipe, parse_variables(var or []), default="w4")
     generate(loaded, prompt=32, new_tokens=2)
     size = write(loaded, output, tokenizer)
+    Console(width=max(Console().width, 100)).print(report(loaded).weights)
     print(f"{output}: {size / 1e6:.1f} MB of weights{'' if tokenizer else ', no tokenizer found'}")
 
 
