@@ -15,11 +15,10 @@ from .bitnet import unwrap_nested_compilation
 from .capture import capture, needs_gradient, parameter_names
 from .growing_caches import trace_for_any_cache_length
 from .model_state import ModelState, state_for
+from .nets import warn_once
 from .options import Options
 from .uncompiled import Elsewhere, warn_of_eager_generate
 
-logger = logging.getLogger("lutra")
-_warned: set[str] = set()
 # Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a
 # backend but after it has looked the backend up, so this is the last moment to say that floats are constants.
 torch._dynamo.config.specialize_float = True
@@ -41,25 +40,19 @@ def lutra(
     `options["training_backend"]`."""
     parsed = Options.parse({**(options or {}), **unknown})
     if mode not in (None, "default"):
-        _say_once(logging.DEBUG, f"torch.compile(mode={mode!r}) has no effect with the lutra backend")
+        warn_once(f"torch.compile(mode={mode!r}) has no effect with the lutra backend", logging.DEBUG)
     if needs_gradient(example_inputs):
-        _say_once(
-            logging.WARNING,
+        warn_once(
             f"gradients are needed: this graph runs on {parsed.training_backend!r}, not on lutra "
             "(call the model under torch.no_grad() or torch.inference_mode() for inference)",
         )
         state = state_for(example_inputs, parsed)
         for index, name in parameter_names(gm, example_inputs).items():
-            state.store.bind(name, example_inputs[index])
+            if not example_inputs[index].is_meta:  # shapes alone are for the other backend to judge
+                state.store.bind(name, example_inputs[index])
         call = torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
         return state.went_elsewhere(Elsewhere(call, parsed.training_backend, state))
     unwrap_nested_compilation()
     trace_for_any_cache_length(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
     return capture(gm, example_inputs, state.store, partial(state.compile, parsed), partial(state.refuse, parsed))
-
-
-def _say_once(level: int, message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        logger.log(level, message)

@@ -93,8 +93,8 @@ def warn_of_calls(calls: Sequence[TorchCall]) -> None:
     logger.warning("torch runs what Lutra has no code for:\n  %s", "\n  ".join(map(str, first.values())))
 
 
-def warn_once(message: str) -> None:
+def warn_once(message: str, level: int = logging.WARNING) -> None:
     """Say `message` if it was not said before."""
     if message not in _warned:
         _warned.add(message)
-        logger.warning("%s", message)
+        logger.log(level, "%s", message)

@@ -7,8 +7,6 @@ asks for (`auto_map`, versions of it for other releases) and may ask on stdin.
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from ..ir.errors import PackedModelError
-from .checkpoints.transformers_model import parts_at_most
+from .checkpoints.transformers_model import parts_at_most, refusing
 from .packed_manifest import CONFIG, GENERATION_CONFIG, Manifest
 from .stored_files import read_small
 
@@ -78,7 +76,11 @@ def empty_model(folder: Path, manifest: Manifest) -> nn.Module:
         )
     most = _REGISTERED * (16 + len(manifest.tensors))
     larger = PackedModelError(f"{path} makes a larger model than the one whose weights are in the folder")
-    with _refusing(path, manifest), parts_at_most(most, larger, _PARTS), torch.device("meta"):
+    with (
+        refusing(f"{path} makes no {manifest.model}", PackedModelError),
+        parts_at_most(most, larger, _PARTS),
+        torch.device("meta"),
+    ):
         model = cls._from_config(cls.config_class.from_dict(data), dtype=getattr(torch, manifest.dtype))
         if data.get("quantization_config"):
             _with_bitnet_layers(model, data["quantization_config"])
@@ -86,7 +88,7 @@ def empty_model(folder: Path, manifest: Manifest) -> nn.Module:
         from transformers import GenerationConfig
 
         path = folder / GENERATION_CONFIG
-        with _refusing(path, manifest):
+        with refusing(f"{path} makes no {manifest.model}", PackedModelError):
             model.generation_config = GenerationConfig.from_dict(_read(path))
     return model
 
@@ -158,15 +160,3 @@ def _check(value: Any, path: Path, keys: tuple[str, ...] = ()) -> None:
         most = _MOST_LAYERS if keys[-1].endswith(("layer", "layers")) else _MOST
         if abs(value) > most:
             raise PackedModelError(f"{path}: {'.'.join(keys)} = {value}: more than {most} is not plausible")
-
-
-@contextmanager
-def _refusing(path: Path, manifest: Manifest) -> Iterator[None]:
-    """What Transformers raises for a configuration that makes no model, in whatever type, as `PackedModelError`."""
-    try:
-        yield
-    except PackedModelError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())[:300]
-        raise PackedModelError(f"{path} makes no {manifest.model}: {type(error).__name__}: {said}") from error

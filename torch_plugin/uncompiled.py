@@ -1,6 +1,5 @@
 """Why a model, or a part of its calls, does not run on Lutra: what a user would otherwise find out by its speed."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,8 @@ import torch
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule, _debug_get_cache_entry_list
 
-logger = logging.getLogger("lutra")
+from .nets import warn_once
+
 _NAME = "lutra"
 _GENERATE = (
     "`generate` of what torch.compile(model) returned is the model's own and runs eagerly, with any backend: "
@@ -39,17 +39,12 @@ def warn_of_eager_generate() -> None:
 
     torch hands every attribute on to the model that it wraps; nobody else is asked."""
     hand_on = OptimizedModule.__getattr__
-    if getattr(hand_on, "_warns", False):
-        return
 
     def with_warning(self: OptimizedModule, name: str) -> Any:
-        value = hand_on(self, name)
-        if name == "generate" and not with_warning._said and is_ours(self):  # type: ignore[attr-defined]
-            with_warning._said = True  # type: ignore[attr-defined]
-            logger.warning(_GENERATE)
-        return value
+        if name == "generate" and is_ours(self):
+            warn_once(_GENERATE)
+        return hand_on(self, name)
 
-    with_warning._warns, with_warning._said = True, False  # type: ignore[attr-defined]
     OptimizedModule.__getattr__ = with_warning  # type: ignore[method-assign]
 
 

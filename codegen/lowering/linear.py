@@ -143,9 +143,9 @@ def _grouped_linear(low: Lowering, op: Any) -> Any:
     family = "dot" if said else _family(low, format_, k)
     static = rows if isinstance(rows, int) and rows <= STATIC_ROWS else None
     unpacked = static is None and said != "float" and not low.target.multiplies_packed(family, format_, None)
-    form = "dot" if unpacked else said or family
+    form = "float" if said == "float" else family
     layout = PackedLayout.create(family, format_, n, k, low.target)
-    activations = _precomputed(low, op.x, form, layout, static)
+    activations = _precomputed(low, op.x, said or ("dot" if unpacked else family), layout, static)
     dtype, offsets = dtype_name(low.dtype(op.x)), dtype_name(low.dtype(op.offsets))
     function = grouped_linear(layout, low.target, groups, static, dtype, offsets, form, unpacked)
     name = f"grouped_{'gemm' if unpacked else form}_{format_.describe()}"

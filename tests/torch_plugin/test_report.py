@@ -7,6 +7,7 @@ import lutra
 import pytest
 import torch
 from lutra.passes.base import LeftAlone, PassReport
+from lutra.torch_plugin import nets
 from lutra.torch_plugin.report import GraphReport
 from torch import nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
@@ -180,8 +181,7 @@ def test_generate_beside_the_compiled_model_is_warned_of_once(tmp_path: Path, ca
     model = llama()
     fast = compile_(model, tmp_path)
     plain = torch.compile(model, backend="eager")
-    monkey = torch._dynamo.eval_frame.OptimizedModule.__getattr__
-    monkey._said = False  # type: ignore[attr-defined]
+    nets._warned.clear()
     assert plain.generate is not None and not caplog.records
     for _ in range(2):
         fast.generate(torch.tensor([[3, 4]]), max_new_tokens=2, do_sample=False)

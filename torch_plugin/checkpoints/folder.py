@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ...ir.errors import CheckpointError, QuantizationError
+from ...ir.errors import CheckpointError, QuantizationError, shown
 from ...ir.quantization import QuantizedWeight
 from .awq import awq_layout, from_awq
 from .checkpoint import Checkpoint, Plain, Quantized, named
 from .common import Layout
 from .gptq import from_gptq, gptq_layout
-from .json_file import read_object, shown
+from .json_file import read_object
 from .tensor_files import stored_tensors
 from .transformers_model import transformers_config
 

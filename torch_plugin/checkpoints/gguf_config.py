@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...ir.errors import CheckpointError
+from ...ir.errors import CheckpointError, shown
 from .gguf_header import GgufArray
-from .json_file import shown
 
 if TYPE_CHECKING:
     from transformers import LlamaConfig

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...ir.errors import CheckpointError
+from ...ir.errors import CheckpointError, shown
 from ...ir.quantization import QuantizedWeight
 from ..regular_files import regular_file
 from .checkpoint import Checkpoint, Plain, Quantized, named
 from .gguf import KINDS, from_gguf
 from .gguf_config import llama_config
 from .gguf_header import GgufTensor, read_header
-from .json_file import shown
 
 _TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BLOCK = {

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...ir.errors import CheckpointError
-from .json_file import shown
+from ...ir.errors import CheckpointError, shown
 
 VERSIONS = (2, 3)
 _LARGEST_HEADER = 128 << 20

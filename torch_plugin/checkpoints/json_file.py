@@ -4,12 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...ir.errors import CheckpointError
+from ...ir.errors import CheckpointError, shown
 from ..regular_files import regular_file
 
 _LARGEST = 64 << 20
 """Bytes; the index of the largest models has 10 MB."""
-_LONGEST_SHOWN = 80
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -28,9 +27,3 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds {shown(value)}: an object, {{...}}, would be right")
     return value
-
-
-def shown(value: Any) -> str:
-    """`value` for a message: escaped, and cut when it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...ir.errors import CheckpointError
+from ...ir.errors import CheckpointError, shown
 from ..regular_files import regular_file
 from .checkpoint import Plain
-from .json_file import read_object, shown
+from .json_file import read_object
 
 _DTYPES = {
     "F64": torch.float64,

@@ -18,8 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ...ir.errors import CheckpointError, LutraError
-from .json_file import shown
+from ...ir.errors import CheckpointError, LutraError, shown
 
 _COUNTS = re.compile(r"(layer|block|expert|head|label|codebook)s?$")
 """Keys whose number Transformers makes so many of something for."""
@@ -83,8 +82,8 @@ def empty_model(path: Path, config: Any, tensors: int) -> Any:
 
 
 @contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Say `what` of any error but Lutra's own, as a `CheckpointError`.
+def refusing(what: str, kind: type[LutraError] = CheckpointError) -> Iterator[None]:
+    """Say `what` of any error but Lutra's own, as a `kind`.
 
     What Transformers raises for a configuration that it cannot use is of every class there is."""
     try:
@@ -94,7 +93,7 @@ def refusing(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
         printable = "".join(c if c.isprintable() else "?" for c in reason)  # it may quote what it was given
-        raise CheckpointError(f"{what}: {type(error).__name__}: {printable}") from error
+        raise kind(f"{what}: {type(error).__name__}: {printable}") from error
 
 
 @contextmanager
