@@ -2,20 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.lutra-setup
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+DEMO := $(VENV)/.lutra-demo
+SETUP := $(VENV)/.lutra-setup
 
 .PHONY: setup demo test test-ops test-zoo fuzz check peers figures
 
-setup: $(STAMP)
+setup: $(SETUP)
 
 # torch first and pinned, from its CPU build: anything else that is installed later then finds it satisfied.
-$(STAMP): pyproject.toml
+$(DEMO): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[examples,dev]'
-	touch $(STAMP)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[examples]'
+	touch $@
 
-demo: setup
+# What the tests need besides, some of it large.
+$(SETUP): $(DEMO)
+	$(PIP) --editable '.[examples,dev]'
+	touch $@
+
+demo: $(DEMO)
 	$(BIN)/python examples/generate.py --model tests/assets/tiny-llama --recipe w2-lut
 
 test: setup
@@ -35,7 +42,7 @@ FUZZ ?= 2000
 GUIDED ?= 60
 fuzz: setup
 	LUTRA_FUZZ=$(FUZZ) $(BIN)/python -m pytest -m fuzz --numprocesses auto --maxprocesses 4 $(ARGS)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==3.0.0 || echo "atheris does not install here"
+	$(PIP) atheris==3.0.0 || echo "atheris does not install here"
 	for kind in texts mappings variables names conditions patterns; do \
 		$(BIN)/python -m lutra.tests.support.guided $$kind --seconds $(GUIDED) || [ $$? = 77 ] || exit 1; \
 	done
@@ -54,7 +61,7 @@ check: setup
 # The flags keep llama.cpp's configuration of AMX tiles, which gcc 12 takes for dead (ggml-org/llama.cpp#26954).
 peers: setup
 	CMAKE_ARGS="-DCMAKE_CXX_FLAGS='-fno-tree-dse -fno-dse'" \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+		$(PIP) --editable '.[peers]'
 	test -x .venv-openvino/bin/python || $(PYTHON) -m venv .venv-openvino
 	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-openvino/bin/python -m pip install --quiet --disable-pip-version-check 'optimum-intel[openvino]==2.2.0'

@@ -167,7 +167,6 @@ def main(
             "recipe": recipe,
             "vars": overrides,
             "kernel_family": kernel_family,
-            "progress": True,
             "release_weights": True,
         }
         with ExitStack() as stack:
