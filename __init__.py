@@ -11,27 +11,30 @@ if TYPE_CHECKING:  # what `_EXPORTS` loads, for type checkers
     from .passes.calibration import calibrate
     from .recipes.loading import load_recipe
     from .recipes.schema import Recipe
-    from .torch_plugin.explain import explain
-    from .torch_plugin.given_model import adopt_torchao
-    from .torch_plugin.loading import load
-    from .torch_plugin.packed_model import pack, verify
-    from .torch_plugin.profiling import profile
-    from .torch_plugin.report import report
+    from .torch_plugin.inspect.profiling import profile
+    from .torch_plugin.inspect.report import report
+    from .torch_plugin.models.given_model import adopt_torchao
+    from .torch_plugin.models.loading import load
+    from .torch_plugin.models.packed_model import (
+        pack,
+        verify,
+    )
+    from .tuning.explain import explain
 
 __version__ = "0.1.0"
 
 _EXPORTS = {
     "LutraError": ".ir.errors",
     "Recipe": ".recipes.schema",
-    "adopt_torchao": ".torch_plugin.given_model",
+    "adopt_torchao": ".torch_plugin.models.given_model",
     "calibrate": ".passes.calibration",
-    "explain": ".torch_plugin.explain",
-    "load": ".torch_plugin.loading",
+    "explain": ".tuning.explain",
+    "load": ".torch_plugin.models.loading",
     "load_recipe": ".recipes.loading",
-    "pack": ".torch_plugin.packed_model",
-    "profile": ".torch_plugin.profiling",
-    "report": ".torch_plugin.report",
-    "verify": ".torch_plugin.packed_model",
+    "pack": ".torch_plugin.models.packed_model",
+    "profile": ".torch_plugin.inspect.profiling",
+    "report": ".torch_plugin.inspect.report",
+    "verify": ".torch_plugin.models.packed_model",
 }
 __all__ = [
     "LutraError",

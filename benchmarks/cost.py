@@ -15,9 +15,9 @@ import torch
 import typer
 from engines import SHAPES, TorchEngine
 from lutra import LutraError
-from lutra.torch_plugin.explain import explain, products_of, weights_of
-from lutra.torch_plugin.machine import Meter, undisturbed
 from lutra.torch_plugin.options import Options
+from lutra.tuning.explain import explain, products_of, weights_of
+from lutra.tuning.machine import Meter, undisturbed
 from results import Cell, Column, SaveOption, printed, save
 from rich.console import Console
 

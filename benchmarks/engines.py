@@ -115,7 +115,7 @@ class TorchEngine:
         """Bytes of weights that one decode step reads."""
         if not self._lutra:
             return weights_read_eagerly(self.model) - self._saved
-        from lutra.torch_plugin.report import states_of  # only here: the peers do not load the compiler
+        from lutra.torch_plugin.inspect.report import states_of  # only here: the peers do not load the compiler
 
         graphs = [graph.graph for state in states_of(self.model) for graph in state.graphs]
         return next(weights_read(graph) for graph in graphs if graph.phase == "decode")

@@ -17,18 +17,18 @@ from typing import Annotated, Any
 import torch
 import typer
 from lutra import LutraError
-from lutra.codegen import memory
-from lutra.codegen.bandwidth import ReadCeiling
-from lutra.codegen.kernels import triples
-from lutra.codegen.kernels.activations import precompute_outputs
-from lutra.codegen.kernels.lowbit_gemm import low_bit_gemm
-from lutra.codegen.kernels.lowbit_linear import STATIC_ROWS, low_bit_linear
-from lutra.codegen.kernels.packing import PackedLayout
-from lutra.codegen.parallel import compiled
+from lutra.codegen.kernels.cpu import triples
+from lutra.codegen.kernels.cpu.activations import precompute_outputs
+from lutra.codegen.kernels.cpu.lowbit_gemm import low_bit_gemm
+from lutra.codegen.kernels.cpu.lowbit_linear import STATIC_ROWS, low_bit_linear
+from lutra.codegen.kernels.cpu.packing import PackedLayout
+from lutra.codegen.runtime import memory
+from lutra.codegen.runtime.bandwidth import ReadCeiling
+from lutra.codegen.runtime.parallel import compiled
 from lutra.codegen.targets import Target, get_target
 from lutra.codegen.targets.base import Activations, Family
 from lutra.ir.errors import QuantizationError
-from lutra.ir.quantization import WeightFormat
+from lutra.ir.weights.formats import WeightFormat
 from rich.console import Console
 from rich.table import Column, Table
 from tvm_ffi import from_dlpack

@@ -16,9 +16,9 @@ import torch
 import typer
 from engines import SHAPES, empty_model, fill
 from lutra import LutraError
-from lutra.torch_plugin.causal_lm import generate
-from lutra.torch_plugin.loading import load
-from lutra.torch_plugin.packed_model import pack
+from lutra.torch_plugin.models.causal_lm import generate
+from lutra.torch_plugin.models.loading import load
+from lutra.torch_plugin.models.packed_model import pack
 from lutra.tuning.memory import resident
 from lutra.tuning.worker import Worker
 from results import Cell, Column, SaveOption, printed, save

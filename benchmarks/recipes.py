@@ -67,7 +67,9 @@ class Engine:
         """Bytes of all weights in memory."""
         if self._eager:
             return tensor_bytes([*self._model.parameters(), *self._model.buffers()])
-        from lutra.torch_plugin.report import states_of  # only here: the eager process does not load the compiler
+        from lutra.torch_plugin.inspect.report import (
+            states_of,  # only here: the eager process does not load the compiler
+        )
 
         return weights_resident(graph.graph for state in states_of(self._model) for graph in state.graphs)
 

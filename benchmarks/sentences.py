@@ -18,7 +18,7 @@ import typer
 import yaml
 from lutra import LutraError
 from lutra.ir.errors import RecipeError
-from lutra.passes.quantize_weights import QuantizeWeights
+from lutra.passes.quantize_weights.quantize_weights import QuantizeWeights
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
 from lutra.recipes.schema import ResolvedRecipe

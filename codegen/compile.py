@@ -17,17 +17,17 @@ from ..ir.dialect import ParamOp
 from ..ir.errors import LoweringError, PackedModelError
 from ..ir.graph import Graph
 from ..ir.types import as_tensor_type
-from .cache import Entry, ExecutableCache, Key
-from .executable import Executable, ExecutableSummary
+from .cache.executables import Entry, ExecutableCache, Key
 from .lowering import Lowered, Lowering
-from .own_constants import own_constants
-from .parallel import export_library, load_library
-from .schedule import schedule_elementwise
+from .pipelines.own_constants import own_constants
+from .pipelines.schedule import schedule_elementwise
+from .runtime.executable import Executable, ExecutableSummary
+from .runtime.parallel import export_library, load_library
+from .runtime.torch_calls import TorchCall
+from .runtime.weights import to_data
+from .runtime.workspace import Workspace, with_workspace
 from .targets import Target
 from .targets.base import Family
-from .torch_calls import TorchCall
-from .weights import to_data
-from .workspace import Workspace, with_workspace
 
 
 @dataclass(frozen=True)

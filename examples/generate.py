@@ -88,7 +88,9 @@ class Engine:
     def _weights(self) -> int:
         if not self._compiled:
             return tensor_bytes([*self._model.parameters(), *self._model.buffers()])
-        from lutra.torch_plugin.report import states_of  # only here: the eager process does not load the compiler
+        from lutra.torch_plugin.inspect.report import (
+            states_of,  # only here: the eager process does not load the compiler
+        )
 
         return weights_resident(g.graph for state in states_of(self._model) for g in state.graphs)
 

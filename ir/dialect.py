@@ -17,8 +17,8 @@ from torch_mlir.dialects import ext
 from torch_mlir.dialects.ext import Operand, Pure, Result
 from torch_mlir.ir import Context, FloatAttr, IntegerAttr, Operation, StringAttr
 
-from .quantization import WeightFormat
 from .types import TensorType, tensor_type
+from .weights.formats import WeightFormat
 
 
 class Lutra(ext.Dialect, name="lutra"):
@@ -153,7 +153,7 @@ class TableLinearOp(Lutra.Operation, name="table_linear", traits=[Pure]):
     """A quantised linear whose x is given by its tables.
 
     `out = sum_i p_i * (s/2) * T[planes_i] - (s/2) z' sum(x) (+ bias) (+ residual)`.
-    Planes, their weights p_i and z' as in `quantization.py`; sum(x) is read off the tables. Bit-exact with
+    Planes, their weights p_i and z' as in `weights/formats.py`; sum(x) is read off the tables. Bit-exact with
     `lutra.linear` on the same weight in exact arithmetic."""
 
     table: Operand[Any]

@@ -7,9 +7,9 @@ import sympy
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from .fx_regions import Region
-from .params import ParameterStore
-from .sizes import Described
+from .analysis.sizes import Described
+from .importing.fx_regions import Region
+from .weights.store import ParameterStore
 
 UNLIMITED = 2**62
 """What stands for an end of a range that has none."""

@@ -11,10 +11,10 @@ import sympy
 import torch
 from torch_mlir import ir
 
+from .analysis.sizes import SIZES_ATTRIBUTE, Described, SymbolicValue
 from .errors import CaptureError, LutraError
 from .graph import Graph
 from .operator_call import OperatorCall, operation_name, place
-from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue
 
 
 def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:

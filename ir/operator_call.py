@@ -20,10 +20,10 @@ import torch
 from torch_mlir import ir
 from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT, TORCH_LAYOUT_TO_INT, TORCH_MEMORY_FORMAT_TO_INT
 
+from .analysis.sizes import SIZES_ATTRIBUTE
 from .errors import CaptureError
-from .fx_regions import REGION
+from .importing.fx_regions import REGION
 from .reference import REFERENCE, rope_kv_update
-from .sizes import SIZES_ATTRIBUTE
 from .types import tensor_type
 
 REGION_CALL = f"lutra.{REGION}"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .quantization import QuantizedWeight, bit_planes, dequantize, symmetrized_zero_points
+from .weights.formats import QuantizedWeight, bit_planes, dequantize, symmetrized_zero_points
 
 Tensor = torch.Tensor
 TABLE_COLUMNS = 4

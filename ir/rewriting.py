@@ -37,10 +37,10 @@ from .dialect import (
     quantized_format,
 )
 from .errors import LutraError
-from .fx_nodes import PATH_ATTRIBUTE
 from .graph import Graph
-from .quantization import WeightFormat
+from .importing.fx_nodes import PATH_ATTRIBUTE
 from .types import TensorType, as_tensor_type, tensor_type
+from .weights.formats import WeightFormat
 
 ACTIVATIONS_ATTRIBUTE = "lutra.activations"
 LinearActivations = Literal["float", "integers"]

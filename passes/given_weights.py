@@ -11,19 +11,12 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ..ir.graph import Graph, Phase
-from ..ir.params import ParameterStore
-from ..ir.quantization import QuantizedWeight, WeightFormat
-from ..ir.rewriting import (
-    LinearOp,
-    apply_patterns,
-    parameter_symbol,
-    paths,
-    quantized_format,
-    static_shape,
-)
+from ..ir.rewriting import LinearOp, apply_patterns, parameter_symbol, paths, quantized_format, static_shape
 from ..ir.selection import Candidate
+from ..ir.weights.formats import QuantizedWeight, WeightFormat
+from ..ir.weights.store import ParameterStore
 from .base import ALL_PHASES, Kind, PassContext, PassReport
-from .fuse_linear import linear_patterns
+from .fuse.linears import linear_patterns
 from .left_alone import report_left_alone
 from .quantized_linears import take_weight, unmerge
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from ..ir.params import ParameterStore
-from ..ir.quantization import WeightFormat
 from ..ir.rewriting import (
     GroupedLinearOp,
     LinearActivations,
@@ -28,6 +26,8 @@ from ..ir.rewriting import (
     static_shape,
     tensor_type,
 )
+from ..ir.weights.formats import WeightFormat
+from ..ir.weights.store import ParameterStore
 from .left_alone import parameter_path
 from .matching import dimension, is_fused_float
 

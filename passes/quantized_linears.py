@@ -3,7 +3,6 @@
 from typing import Any, Literal
 
 from ..ir.graph import Graph
-from ..ir.quantization import WeightFormat
 from ..ir.rewriting import (
     GatedMlpOp,
     LinearOp,
@@ -18,6 +17,7 @@ from ..ir.rewriting import (
     tensor_type,
     vtensor,
 )
+from ..ir.weights.formats import WeightFormat
 
 
 def take_weight(op: Any, rewriter: Any, name: str, format: WeightFormat, activations: Literal["int8", "float"]) -> None:

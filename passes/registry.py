@@ -6,9 +6,9 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
-from .fuse import Fuse
+from .fuse.fuse import Fuse
 from .given_weights import GivenWeights
-from .quantize_weights import QuantizeWeights
+from .quantize_weights.quantize_weights import QuantizeWeights
 from .symmetrize_tables import SymmetrizeTables
 
 BUILT_IN: tuple[type, ...] = (Fuse, GivenWeights, QuantizeWeights, SymmetrizeTables)

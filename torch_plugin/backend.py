@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from .bitnet import unwrap_nested_compilation
 from .capture import capture, needs_gradient, parameter_names
 from .growing_caches import trace_for_any_cache_length
+from .inspect.uncompiled import Elsewhere, warn_of_eager_generate
 from .model_state import ModelState, state_for
+from .models.bitnet import unwrap_nested_compilation
 from .nets import warn_once
 from .options import Options
-from .uncompiled import Elsewhere, warn_of_eager_generate
 
 # Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a
 # backend but after it has looked the backend up, so this is the last moment to say that floats are constants.

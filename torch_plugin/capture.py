@@ -15,10 +15,10 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..ir.errors import CaptureError, LutraError
-from ..ir.fx_import import import_graph
-from ..ir.fx_nodes import source_path
 from ..ir.graph import Graph, Phase
-from ..ir.params import ParameterStore
+from ..ir.importing.fx_import import import_graph
+from ..ir.importing.fx_nodes import source_path
+from ..ir.weights.store import ParameterStore
 from .view_results import has_work, take_views
 
 Refuse = Callable[[Exception, fx.GraphModule, Phase], Callable[..., Any]]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..codegen.executable import Executable
+from ..codegen.runtime.executable import Executable
 from ..ir.errors import Mistake
-from ..ir.foreign import decode, encode
 from ..ir.graph import Graph
+from ..ir.importing.foreign import decode, encode
 from ..passes.base import PassReport
 from .nets import TorchGraph, described, warn_once
 from .weight_watch import WeightWatch

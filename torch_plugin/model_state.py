@@ -9,23 +9,23 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..codegen.cache import ExecutableCache
+from ..codegen.cache.executables import ExecutableCache
 from ..codegen.compile import CodegenOptions, compile_graph
 from ..codegen.targets import get_target
 from ..ir.errors import ParameterError
 from ..ir.graph import Graph, Phase
-from ..ir.params import ParameterStore
+from ..ir.weights.store import ParameterStore
 from ..passes.pipeline import run_passes
 from ..passes.registry import available_passes
 from ..recipes.loading import load_recipe
 from .compiled_graph import CompiledGraph
-from .dump import Dump, dump_fallen
 from .facts import graph_facts
+from .inspect.dump import Dump, dump_fallen
+from .inspect.progress import ProgressBar
+from .inspect.uncompiled import Elsewhere
 from .nets import FallenGraph, TorchGraph, described, must_raise, warn_of_calls, warn_once
 from .options import Options
-from .progress import ProgressBar
 from .release import release_originals
-from .uncompiled import Elsewhere
 from .weight_watch import WeightWatch
 
 _kept: MutableMapping[torch.nn.Module, "ModelState"] = weakref.WeakKeyDictionary()

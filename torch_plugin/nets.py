@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import fx
 
-from ..codegen.torch_calls import TorchCall
+from ..codegen.runtime.torch_calls import TorchCall
 from ..ir.errors import LoweringError, LutraError, Mistake
-from ..ir.fx_regions import copied
 from ..ir.graph import Phase
+from ..ir.importing.fx_regions import copied
 
 logger = logging.getLogger("lutra")
 _warned: set[str] = set()

@@ -12,8 +12,8 @@ import torch
 
 from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
-from ..ir.params import ParameterStore
 from ..ir.rewriting import quantized_format
+from ..ir.weights.store import ParameterStore
 
 _fillers: dict[torch.dtype, torch.Tensor] = {}
 _MARKED_BYTES = 1 << 14

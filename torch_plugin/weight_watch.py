@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..ir.errors import ParameterError
-from ..ir.params import ParameterStore
+from ..ir.weights.store import ParameterStore
 from .release import is_unreadable
 
 _ADDRESS = torch.Tensor.data_ptr

@@ -13,7 +13,7 @@ from types import TracebackType
 import psutil
 import torch
 
-from ..ir.cost import weight_bytes
+from ..ir.analysis.cost import weight_bytes
 from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
 from ..ir.rewriting import quantized_format, users

@@ -19,23 +19,23 @@ import tvm
 import tvm_ffi
 from tvm import relax, te, tirx
 
-from ...ir.aliases import Aliases, aliases
+from ...ir.analysis.aliases import Aliases, aliases
+from ...ir.analysis.shapes import SymbolicValue, symbolic_values
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
 from ...ir.operator_call import REGION_CALL, OperatorCall
 from ...ir.rewriting import operator_name
-from ...ir.shapes import SymbolicValue, symbolic_values
 from ...ir.types import as_tensor_type
-from ..kernels.packing import PackedLayout
+from ..kernels.cpu.packing import PackedLayout
+from ..runtime.torch_calls import TorchCall
+from ..runtime.weights import PackedWeight, PlainWeight, WeightSource
 from ..targets.base import Family, Target
-from ..torch_calls import TorchCall
-from ..weights import PackedWeight, PlainWeight, WeightSource
 from .registry import DECLINED, LOWERINGS, Lower
 from .symbols import Symbols, dtype_name
 from .write_back import write_back
 
 TORCH_CALL = "lutra.torch_call"
-"""Packed function (`runtime.py`) that runs an `OperatorCall` given as JSON, a list of results for a region."""
+"""Packed function (`runtime/callbacks.py`) that runs an `OperatorCall` given as JSON; of a region a list of results."""
 
 
 @dataclass
@@ -275,7 +275,7 @@ class Lowering:
         )
 
     def library(self, name: str, arguments: Sequence[relax.Expr], type_: relax.TensorType) -> relax.Var:
-        """Call a function of `library.py` that writes into its last argument."""
+        """Call a function of `runtime/callbacks.py` that writes into its last argument."""
         self.kernels[f"torch:{name}"] += 1
         return self.builder.emit(relax.op.call_dps_packed(f"lutra.library.{name}", relax.Tuple(list(arguments)), type_))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
-from ..kernels.pointwise import overwrite
+from ..kernels.cpu.pointwise import overwrite
 from .symbols import dtype_name
 
 if TYPE_CHECKING:

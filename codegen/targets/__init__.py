@@ -1,12 +1,12 @@
 """Targets: one file an instruction set, the only place that knows its features, intrinsics and measured preferences."""
 
 from ...ir.errors import TargetError, did_you_mean
-from .amx import AMX
-from .avx2 import AVX2
-from .avx512 import AVX512
 from .base import Target
-from .neon import NEON
-from .portable import PORTABLE
+from .cpu.amx import AMX
+from .cpu.avx2 import AVX2
+from .cpu.avx512 import AVX512
+from .cpu.neon import NEON
+from .cpu.portable import PORTABLE
 
 TARGETS: dict[str, Target] = {target.name: target for target in (AMX, AVX512, AVX2, NEON, PORTABLE)}
 """All targets by name, the most capable first."""

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import tvm
 from tvm.script import tirx as T
 
-from ...ir.quantization import WeightFormat
-from .host import has_feature, host
+from ...ir.weights.formats import WeightFormat
+from .cpu.host import has_feature, host
 
 TILE_ROWS = 16
 """Weight rows of a tile."""

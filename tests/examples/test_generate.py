@@ -11,9 +11,9 @@ from typing import Any
 import lutra
 import pytest
 import torch
+from lutra.tests.support.assets import TINY_LLAMA
 from lutra.tests.support.output import own
 
-TINY_LLAMA = Path(__file__).resolve().parents[1] / "assets" / "tiny-llama"
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "generate.py"
 
 

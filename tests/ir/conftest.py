@@ -8,7 +8,7 @@ import torch
 from lutra.ir.context import make_context
 from lutra.ir.graph import Graph, GraphInput
 from lutra.ir.interpreter import interpret
-from lutra.ir.params import ParameterStore
+from lutra.ir.weights.store import ParameterStore
 from lutra.torch_plugin.capture import capture
 from torch import nn
 from torch_mlir import ir

@@ -7,7 +7,7 @@ import pytest
 from lutra.ir.context import make_context
 from lutra.ir.dialect import quantized_format
 from lutra.ir.graph import Graph
-from lutra.ir.quantization import WeightFormat
+from lutra.ir.weights.formats import WeightFormat
 from torch_mlir import ir
 
 

@@ -7,7 +7,7 @@ import torch
 from lutra.ir.errors import CaptureError
 from lutra.ir.graph import Graph
 from lutra.ir.interpreter import evaluate, interpret
-from lutra.ir.quantization import QuantizedWeight, WeightFormat, dequantize
+from lutra.ir.weights.formats import QuantizedWeight, WeightFormat, dequantize
 
 X = "!torch.vtensor<[3,4],f32>"
 W = '!lutra.quantized<5 : i64, 4 : i64, 4 : i64, 0 : i64, "symmetric">'

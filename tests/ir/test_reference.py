@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from lutra.ir.dialect import ACTIVATIONS, Lutra, NumberOp, ParamOp
-from lutra.ir.quantization import PER_CHANNEL, QuantizedWeight, WeightFormat, dequantize
 from lutra.ir.reference import REFERENCE
+from lutra.ir.weights.formats import PER_CHANNEL, QuantizedWeight, WeightFormat, dequantize
 
 
 def random_weight(n: int, k: int, device: str = "cpu") -> QuantizedWeight:

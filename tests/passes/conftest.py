@@ -15,9 +15,9 @@ from filecheck.parser import Parser, pattern_for_opts
 from lutra.ir.context import make_context
 from lutra.ir.graph import Graph, GraphInput
 from lutra.ir.interpreter import interpret
-from lutra.ir.params import ParameterStore
 from lutra.ir.rewriting import operator_name
 from lutra.ir.types import TensorType, tensor_type
+from lutra.ir.weights.store import ParameterStore
 from lutra.passes.base import PassReport
 from lutra.passes.calibration import Calibration
 from lutra.passes.pipeline import run_passes

@@ -7,9 +7,9 @@ import pytest
 import torch
 import transformers as hf
 from lutra.ir.dialect import GatedMlpOp
-from lutra.ir.quantization import WeightFormat, dequantize
 from lutra.ir.rewriting import name_of
-from lutra.ir.rounding import RoundToNearest
+from lutra.ir.weights.formats import WeightFormat, dequantize
+from lutra.ir.weights.rounding import RoundToNearest
 from torch import nn
 
 SIZES: dict[str, Any] = {

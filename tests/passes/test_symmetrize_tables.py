@@ -8,7 +8,7 @@ import torch
 from lutra.ir.graph import Graph
 from lutra.ir.rewriting import verify
 from lutra.passes.base import PassContext, PassReport
-from lutra.passes.quantize_weights import QuantizeWeights
+from lutra.passes.quantize_weights.quantize_weights import QuantizeWeights
 from lutra.passes.symmetrize_tables import SymmetrizeTables
 from torch import nn
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import pytest
 from lutra.ir.errors import RecipeError
 from lutra.passes.base import ALL_PHASES
-from lutra.passes.fuse import Fuse
-from lutra.passes.quantize_weights import QuantizeWeights
+from lutra.passes.fuse.fuse import Fuse
+from lutra.passes.quantize_weights.quantize_weights import QuantizeWeights
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import library, load_recipe
 from lutra.recipes.schema import Recipe, ResolvedRecipe

@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers as tf
 from lutra.codegen.targets import TARGETS, get_target
-from lutra.ir.gptq import Gptq
-from lutra.ir.quantization import WeightFormat, dequantize
-from lutra.ir.rounding import RoundToNearest
-from lutra.torch_plugin.report import states_of
+from lutra.ir.weights.formats import WeightFormat, dequantize
+from lutra.ir.weights.rounding import RoundToNearest
+from lutra.passes.quantize_weights.gptq import Gptq
+from lutra.torch_plugin.inspect.report import states_of
 from torch import nn
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lutra.codegen.targets import TARGETS
-from lutra.ir.params import ParameterStore
+from lutra.ir.weights.store import ParameterStore
 from lutra.recipes.conditions import FACTS, Condition
 from lutra.torch_plugin.capture import capture
 from lutra.torch_plugin.facts import graph_facts

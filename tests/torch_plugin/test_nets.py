@@ -12,8 +12,8 @@ import torch
 from lutra.codegen import compile as codegen
 from lutra.codegen.lowering import registry
 from lutra.codegen.targets import get_target
-from lutra.ir import fx_import
-from lutra.passes.fuse import Fuse
+from lutra.ir.importing import fx_import
+from lutra.passes.fuse.fuse import Fuse
 from lutra.torch_plugin import nets
 from torch import nn
 
@@ -132,7 +132,7 @@ def test_strict_makes_each_an_error(fault: Callable[[pytest.MonkeyPatch], None],
 def test_a_call_that_compiled_code_cannot_make_runs_in_torch(monkeypatch: pytest.MonkeyPatch):
     model = Model()
     fast = run(model)
-    monkeypatch.setattr(lutra.codegen.executable.Executable, "__call__", fails)
+    monkeypatch.setattr(lutra.codegen.runtime.executable.Executable, "__call__", fails)
     x = torch.randn(3, 64)
     with torch.no_grad():
         torch.testing.assert_close(fast(x), model(x))

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lutra.ir.quantization import WeightFormat, dequantize
-from lutra.ir.rounding import RoundToNearest
+from lutra.ir.weights.formats import WeightFormat, dequantize
+from lutra.ir.weights.rounding import RoundToNearest
 from torch import nn
 
 

@@ -9,7 +9,7 @@ import lutra
 import pytest
 import torch
 from lutra.ir.errors import ParameterError
-from lutra.torch_plugin.report import states_of
+from lutra.torch_plugin.inspect.report import states_of
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 

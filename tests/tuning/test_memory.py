@@ -9,7 +9,7 @@ import torch
 from lutra.ir.errors import CaptureError
 from lutra.ir.graph import Graph
 from lutra.ir.interpreter import interpret
-from lutra.ir.params import ParameterStore
+from lutra.ir.weights.store import ParameterStore
 from lutra.passes.pipeline import run_passes
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe

@@ -3,7 +3,7 @@
 import pytest
 from lutra.codegen.targets import TARGETS, get_target
 from lutra.ir.errors import TargetError
-from lutra.ir.quantization import WeightFormat
+from lutra.ir.weights.formats import WeightFormat
 
 
 def test_auto_is_the_first_target_that_this_machine_executes():

@@ -1,0 +1,1 @@
+"""The command line, lutra: on top of all rooms, because its verbs need all of them."""

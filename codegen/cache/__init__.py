@@ -1,0 +1,1 @@
+"""Compiled code on disk: entries that vouch for themselves, executables by content."""

@@ -1,0 +1,1 @@
+"""Kernels of the CPU, as TIR templates over what an instruction set can do."""

@@ -1,0 +1,1 @@
+"""Lowerings of torch's operators, a file a subject."""

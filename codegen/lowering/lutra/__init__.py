@@ -1,0 +1,1 @@
+"""Lowerings of Lutra's operations, a file a subject."""

@@ -1,0 +1,1 @@
+"""From Relax to calls of scheduled functions, for each kind of device."""

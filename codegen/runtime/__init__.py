@@ -1,0 +1,1 @@
+"""What runs: executables, their memory and weights, threads, calls back into torch."""

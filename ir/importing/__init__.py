@@ -1,0 +1,1 @@
+"""FX graphs of torch as graphs of the IR."""
