@@ -206,7 +206,7 @@ def test_links_are_not_followed_to_be_removed(place: Path, tmp_path: Path):
 WRITER = """
 import sys, time
 from pathlib import Path
-from lutra.codegen import entries
+from lutra.codegen.cache import entries
 with entries.scratch(Path(sys.argv[1]), sys.argv[2]) as folder:
     (folder / "lib0.o").write_bytes(b"x")
     print(folder.name, flush=True)
