@@ -8,20 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import fx
 
+from ..ir.torch_private import lookup_backend
 from .capture import capture, needs_gradient, parameter_names
-from .growing_caches import trace_for_any_cache_length
 from .inspect.uncompiled import Elsewhere, warn_of_eager_generate
 from .model_state import ModelState, state_for
 from .models.bitnet import unwrap_nested_compilation
 from .nets import warn_once
 from .options import Options
+from .retracing import trace_as_wanted
 
-# Under `dynamic=True` Dynamo would turn Python floats (a norm's eps) into tensor arguments. It traces before it calls a
-# backend but after it has looked the backend up, so this is the last moment to say that floats are constants.
-torch._dynamo.config.specialize_float = True
 warn_of_eager_generate()
 
 
@@ -50,9 +47,9 @@ def lutra(
         for index, name in parameter_names(gm, example_inputs).items():
             if not example_inputs[index].is_meta:  # shapes alone are for the other backend to judge
                 state.store.bind(name, example_inputs[index])
-        call = torch._dynamo.lookup_backend(parsed.training_backend)(gm, list(example_inputs))
+        call = lookup_backend(parsed.training_backend)(gm, list(example_inputs))
         return state.went_elsewhere(Elsewhere(call, parsed.training_backend, state))
     unwrap_nested_compilation()
-    trace_for_any_cache_length(gm, example_inputs)
+    trace_as_wanted(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
     return capture(gm, example_inputs, state.store, partial(state.compile, parsed), partial(state.refuse, parsed))

@@ -1,23 +1,17 @@
-"""Dynamo's graph -> AOTAutograd (inference, composites kept whole) -> `ir.Graph`.
-
-What leans on private torch interfaces is named in `_keep_composites`; `tests/torch_plugin/test_backend.py` guards it.
-"""
+"""Dynamo's graph -> AOTAutograd (inference, composites kept whole) -> `ir.Graph`."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.exc import TorchDynamoException
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from ..ir.errors import CaptureError, LutraError
 from ..ir.graph import Graph, Phase
 from ..ir.importing.fx_import import import_graph
 from ..ir.importing.fx_nodes import source_path
+from ..ir.torch_private import TorchDynamoException, aot_autograd, keep_whole, source_name, unset_fake_temporarily
 from ..ir.weights.store import ParameterStore
 from .view_results import has_work, take_views
 
@@ -34,16 +28,6 @@ KEPT_COMPOSITES = (
 """Operators that AOTAutograd would otherwise take apart: each is one operation of the IR."""
 
 
-@contextmanager
-def _keep_composites() -> Iterator[None]:
-    from torch._export.utils import _special_op_to_preserve_cia
-    from torch.export import exported_program
-
-    keep = dict.fromkeys(KEPT_COMPOSITES, _special_op_to_preserve_cia)
-    with exported_program._override_composite_implicit_decomp(keep):
-        yield
-
-
 def parameter_name(source: str) -> str | None:
     """`L['self']._modules['model']..._parameters['weight']` -> `model....weight`; None for what is not in a module."""
     if not re.search(r"\._(parameters|buffers)\['[^']+'\]$|_modules\['[^']+'\].*\.\w+$", source):
@@ -57,11 +41,10 @@ def parameter_names(gm: fx.GraphModule, inputs: Sequence[Any]) -> dict[int, str]
     taken: dict[str, Any] = {}
     for index, node in enumerate(n for n in gm.graph.nodes if n.op == "placeholder"):
         value = inputs[index]
-        argument = node.meta.get("grapharg")
-        if not isinstance(value, torch.Tensor) or argument is None:
+        source = source_name(node)
+        if not isinstance(value, torch.Tensor) or source is None:
             continue
-        source = argument.source.name
-        name = parameter_name(str(source() if callable(source) else source))
+        name = parameter_name(source)
         if name is None and isinstance(value, torch.nn.Parameter):
             name = node.name
         if name is None:
@@ -117,7 +100,7 @@ def capture(
     aot = aot_autograd(
         fw_compiler=inner, inference_compiler=inner, decompositions={}, keep_inference_input_mutations=True
     )
-    with _keep_composites():
+    with keep_whole(KEPT_COMPOSITES):
         try:
             return aot(gm, list(inputs))
         except (LutraError, TorchDynamoException):  # said on purpose, by `refuse` or by torch's own machinery

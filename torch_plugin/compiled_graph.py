@@ -1,8 +1,9 @@
 """A compiled graph as AOTAutograd calls it: arguments in, results out, in-place updates done, parameters checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -12,13 +13,23 @@ from ..ir.graph import Graph
 from ..ir.importing.foreign import decode, encode
 from ..passes.base import PassReport
 from .nets import TorchGraph, described, warn_once
+from .options import Options
 from .weight_watch import WeightWatch
-
-if TYPE_CHECKING:
-    from .model_state import ModelState
 
 _PIECES = {"decode": 1, "prefill": 256, "encode": 256}
 """How much of the weights whose values were copied is compared in full at each call, in 64 KB: see `weight_watch`."""
+
+
+class Shared(Protocol):
+    """What the graphs of one model share: see `model_state.ModelState`."""
+
+    watch: WeightWatch
+    lock: AbstractContextManager[Any]
+    options: Options
+
+    def watch_over(self, tensors: Mapping[str, torch.Tensor]) -> WeightWatch:
+        """The watch of other `tensors` under the names of the model's."""
+        ...
 
 
 class _Binding:
@@ -68,7 +79,7 @@ class CompiledGraph:
 
     def __init__(
         self,
-        state: "ModelState",
+        state: Shared,
         graph: Graph,
         reports: list[PassReport],
         build: Callable[[Graph], Executable],

@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet, Sequence
+from contextlib import AbstractContextManager
 from itertools import count
 from threading import RLock
 from typing import Any
@@ -67,7 +68,7 @@ class ModelState:
         self.target = get_target(options.target)
         self.store = ParameterStore()
         self.watch = WeightWatch(self.store)
-        self.lock = RLock()
+        self.lock: AbstractContextManager[Any] = RLock()
         self._watches: MutableSet[WeightWatch] = weakref.WeakSet([self.watch])
         self._graphs: list[weakref.ref[CompiledGraph]] = []
         self._fallen: list[weakref.ref[FallenGraph]] = []

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..ir.torch_private import OpOverload
+
 Run = Callable[[list[Any]], list[Any]]
 """What AOTAutograd calls: one list of arguments in, which it may empty."""
 
@@ -69,7 +71,7 @@ def _root(node: Any) -> fx.Node | None:
 def _is_view(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
-    if not isinstance(node.target, torch._ops.OpOverload):
+    if not isinstance(node.target, OpOverload):
         source = node.args[0] if node.args else None  # a part of a list of views
         return getattr(node.target, "__name__", "") == "getitem" and isinstance(source, fx.Node) and _is_view(source)
     returns = node.target._schema.returns

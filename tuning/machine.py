@@ -29,6 +29,7 @@ from ..codegen.runtime.bandwidth import ReadCeiling
 from ..codegen.targets import get_target
 from ..ir.analysis.cost import CONTEXT, graph_costs, total
 from ..ir.errors import LutraError
+from ..ir.torch_private import many_versions
 from ..ir.weights.formats import WeightFormat
 from ..torch_plugin.inspect.progress import ProgressBar
 from ..torch_plugin.inspect.report import states_of
@@ -200,7 +201,7 @@ class _Chain:
         family = {} if format_ is None else {"kernel_family": product.family}
         self._run = _compiled(self._model, {**options, **family, "recipe": recipe, "release_weights": True})
         self._x = torch.randn(product.rows, width).to(dtype)
-        with torch.no_grad(), _unlimited():
+        with torch.no_grad(), many_versions():
             self._run(self._x)
         graph = next(g for state in states_of(self._model) for g in state.graphs)
         self.kernels = sum(graph.executable.summary.kernels.values())
@@ -237,7 +238,7 @@ class _Steps:
         self._model = model
         self._forward = _compiled(model, {**options, "recipe": "w4", "vars": {"group_size": 64}})
         self.restart()
-        with _unlimited():
+        with many_versions():
             self.run(2)
         graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
         self.kernels = sum(graph.executable.summary.kernels.values())
@@ -306,11 +307,6 @@ def _sequential() -> type[nn.Sequential]:
 
 def _compiled(model: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
     return torch.compile(model, backend="lutra", dynamic=False, options=dict(options))
-
-
-def _unlimited() -> Any:
-    """Dynamo gives up on a function that was compiled for 8 models; ours may come after the user's."""
-    return torch._dynamo.config.patch(recompile_limit=1 << 10)
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -12,9 +12,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dispatch.python import enable_python_dispatcher
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv, SLoc, ValueRangesSLoc
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
@@ -24,6 +21,7 @@ from ..dialect import quantized_format
 from ..errors import CaptureError, LutraError
 from ..graph import UNLIMITED, Graph
 from ..operator_call import OperatorCall, place
+from ..torch_private import ConstantSource, FakeTensorMode, enable_python_dispatcher
 from ..types import as_tensor_type
 from ..weights.formats import QuantizedWeight, WeightFormat
 from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, expressions

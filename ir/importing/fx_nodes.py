@@ -15,6 +15,7 @@ from torch_mlir.extras import fx_importer as fxi
 
 from ..analysis.sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, is_static, spelled
 from ..dialect import NumberOp, ParamOp
+from ..torch_private import OpOverload
 from .fx_regions import call_region
 
 PATH_ATTRIBUTE = "lutra.path"
@@ -136,7 +137,7 @@ class NodeImporter(fxi.GraphNodeImporter):
             self._import_getitem(location, node)
         elif node.target is call_region:
             self._region(location, node)
-        elif isinstance(node.target, torch._ops.OpOverload):
+        elif isinstance(node.target, OpOverload):
             self._import_torch_op_overload(location, node)
             self._annotate(node, self._v.get((node, 0)))
         else:

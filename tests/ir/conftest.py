@@ -10,6 +10,7 @@ from lutra.ir.graph import Graph, GraphInput
 from lutra.ir.interpreter import interpret
 from lutra.ir.weights.store import ParameterStore
 from lutra.torch_plugin.capture import capture
+from lutra.torch_plugin.retracing import trace_as_wanted
 from torch import nn
 from torch_mlir import ir
 
@@ -44,6 +45,7 @@ class Captured:
         return graph
 
     def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        trace_as_wanted(gm, inputs)
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, _: torch.fx.GraphModule) -> Callable[..., Any]:
@@ -65,7 +67,6 @@ class Captured:
 def captured() -> Captured:
     """A fresh backend for `torch.compile`."""
     torch._dynamo.reset()
-    torch._dynamo.config.specialize_float = True
     return Captured()
 
 

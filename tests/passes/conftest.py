@@ -24,6 +24,7 @@ from lutra.passes.pipeline import run_passes
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
 from lutra.torch_plugin.capture import capture
+from lutra.torch_plugin.retracing import trace_as_wanted
 from torch import nn
 from torch_mlir import ir
 
@@ -100,6 +101,7 @@ class Interpreted:
         return graph
 
     def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        trace_as_wanted(gm, inputs)
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
@@ -138,7 +140,6 @@ class Interpreted:
 def interpreted() -> Callable[..., Interpreted]:
     """`interpreted({"fuse": {}}, ...)`: a backend for `torch.compile`."""
     torch._dynamo.reset()
-    torch._dynamo.config.specialize_float = True
     return Interpreted
 
 

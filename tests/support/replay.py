@@ -24,10 +24,10 @@ from lutra.passes.pipeline import run_passes
 from lutra.recipes.loading import library
 from lutra.torch_plugin.capture import capture
 from lutra.torch_plugin.facts import graph_facts
-from lutra.torch_plugin.growing_caches import trace_for_any_cache_length
 from lutra.torch_plugin.model_state import ModelState
 from lutra.torch_plugin.nets import TorchGraph
 from lutra.torch_plugin.options import Options
+from lutra.torch_plugin.retracing import trace_as_wanted
 from torch import nn
 
 _SIZES: dict[str, Any] = {
@@ -60,7 +60,7 @@ class Replay:
         self._target = get_target(target, cross=True)
 
     def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        trace_for_any_cache_length(gm, inputs)
+        trace_as_wanted(gm, inputs)
         return capture(gm, inputs, self._state.store, self._keep)
 
     def _keep(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:

@@ -96,7 +96,8 @@ def test_an_operator_whose_lowering_fails_runs_in_torch(monkeypatch: pytest.Monk
     assert report.fell is None and report.fallbacks == {"aten.tanh": 1}
     assert call.reason == "its lowering failed: ValueError: an injected fault"
     assert Path(call.source.rsplit(":", 1)[0]).name == "test_nets.py"
-    assert "aten.tanh" in str(report) and "an injected fault" in str(report)
+    text = " ".join(str(report).split())  # where its lines break depends on the length of a path
+    assert "aten.tanh" in text and "an injected fault" in text
     (warning,) = [r for r in caplog.records if r.name == "lutra"]
     assert "aten.tanh" in warning.getMessage() and "an injected fault" in warning.getMessage()
 

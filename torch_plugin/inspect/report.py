@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
 
 from ...codegen.runtime.torch_calls import TorchCall, counted
 from ...ir.graph import Phase
+from ...ir.torch_private import OptimizedModule
 from ...passes.base import PassReport
 from ..compiled_graph import CompiledGraph
 from ..model_state import ModelState, states_over

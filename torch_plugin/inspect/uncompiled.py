@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule, _debug_get_cache_entry_list
 
+from ...ir.torch_private import OptimizedModule, compiled_versions, versions_at_most
 from ..nets import warn_once
 
 _NAME = "lutra"
@@ -90,14 +89,14 @@ def why_not_compiled(model: Any, module: nn.Module, graphs: int, elsewhere: list
 
 def _recompiled(module: nn.Module) -> Iterator[str]:
     """Functions of which Dynamo has as many versions as it makes: other calls run eagerly."""
-    limit = torch._dynamo.config.recompile_limit
+    limit = versions_at_most()
     seen = set()
     for part in module.modules():
         code = getattr(getattr(type(part).forward, "__wrapped__", type(part).forward), "__code__", None)
         if code is None or code in seen:
             continue
         seen.add(code)
-        if len(_debug_get_cache_entry_list(code)) >= limit:
+        if compiled_versions(code) >= limit:
             yield (
                 f"Dynamo compiled {type(part).__name__}.forward {limit} times and gives up: other calls run eagerly "
                 "(torch._dynamo.config.recompile_limit; TORCH_LOGS=recompiles says what changes)"
