@@ -187,7 +187,7 @@ def raises(error: BaseException) -> Callable[[], Any]:
 
 def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr(sys, "argv", ["lutra", "passes"])
-    monkeypatch.setattr("lutra.cli.main.available_passes", raises(KeyboardInterrupt()))
+    monkeypatch.setattr("lutra.cli.listings.available_passes", raises(KeyboardInterrupt()))
     with pytest.raises(SystemExit) as exit_:
         main()
     assert exit_.value.code == 130 and capsys.readouterr() == ("", "")
@@ -195,10 +195,10 @@ def test_an_interrupt_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_a_fault_of_ours_is_an_exception_and_any_error_is_one_on_request(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["lutra", "passes"])
-    monkeypatch.setattr("lutra.cli.main.available_passes", raises(KeyError("fault")))
+    monkeypatch.setattr("lutra.cli.listings.available_passes", raises(KeyError("fault")))
     with pytest.raises(KeyError):
         main()
     monkeypatch.setenv("LUTRA_DEBUG", "1")
-    monkeypatch.setattr("lutra.cli.main.available_passes", raises(RecipeError("wrong")))
+    monkeypatch.setattr("lutra.cli.listings.available_passes", raises(RecipeError("wrong")))
     with pytest.raises(RecipeError):
         main()
