@@ -2,10 +2,11 @@
 
     python benchmarks/figures.py
 
-Writes docs/performance.md, docs/speed-quality.svg, and the tables of README.md between their markers. Nothing is timed.
+Writes docs/performance.md, docs/speed-quality.svg, and the tables of README.md and docs/recipes.md between their
+markers. Nothing is timed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from results import ROOT, Column, Machine, Run, load
 from speed_quality import plot
 
-PERFORMANCE, PLOT, README = Path("docs/performance.md"), Path("docs/speed-quality.svg"), Path("README.md")
+PERFORMANCE, PLOT = Path("docs/performance.md"), Path("docs/speed-quality.svg")
+README, RECIPES = Path("README.md"), Path("docs/recipes.md")
 BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
@@ -80,16 +82,17 @@ An empty cell was not measured.
 """
 
 
-def generated(runs: Sequence[Run], readme: str) -> dict[Path, str]:
-    """Text of every generated file, by path from the root; `readme`: what README.md holds now.
+def generated(runs: Sequence[Run], written: Mapping[Path, str]) -> dict[Path, str]:
+    """Text of every generated file, by path from the root; `written`: what README.md and docs/recipes.md hold now.
 
-    Raises `ValueError` when it lacks markers, `LookupError` when `runs` lack what it or the plot needs."""
-    recipes, demo = widest(runs, "recipes"), widest(runs, "demo")
-    readme = between_markers(readme, "recipes", recipes_table(recipes))
+    Raises `ValueError` when one of them lacks markers, `LookupError` when `runs` lack what they or the plot need."""
+    recipes, sentences, demo = (widest(runs, name) for name in ("recipes", "sentences", "demo"))
+    readme = between_markers(written[README], README, "recipes", recipes_table(recipes, sentences))
     return {
         PERFORMANCE: performance(runs),
         PLOT: plot(widest(runs, "peers"), recipes),
-        README: between_markers(readme, "demo", whole_table(demo)),
+        README: between_markers(readme, README, "demo", whole_table(demo)),
+        RECIPES: between_markers(written[RECIPES], RECIPES, "sentences", whole_table(sentences)),
     }
 
 
@@ -116,13 +119,18 @@ def performance(runs: Sequence[Run]) -> str:
     return "\n".join(parts)
 
 
-def recipes_table(run: Run) -> str:
-    """The rows of `run` whose speed was measured: eager and the recipes."""
+def recipes_table(run: Run, sentences: Run) -> str:
+    """The rows of `run` whose speed was measured, eager and the recipes, with what recipes do to sentence vectors."""
     places = [place for place, column in enumerate(run.columns) if column.name != "decode"]
+    cosine, cosines = Column(name="MiniLM, cosine", digits=3), sentences.column("as it ships")
     speeds = run.column("decode")
     timed = [row for row in run.rows if speeds[str(row[0])] is not None]
-    rows = [[run.columns[place].text(row[place]) for place in places] for row in timed]
-    return markdown([run.columns[place] for place in places], rows) + _origin(run)
+    rows = [
+        [*(run.columns[place].text(row[place]) for place in places), cosine.text(cosines.get(str(row[0])))]
+        for row in timed
+    ]
+    table = markdown([*(run.columns[place] for place in places), cosine], rows)
+    return table + _origin(run) + f"MiniLM: mean cosine of sentence vectors to eager's; `{sentences.command}`.\n"
 
 
 def whole_table(run: Run) -> str:
@@ -131,13 +139,13 @@ def whole_table(run: Run) -> str:
     return markdown(run.columns, rows) + _origin(run)
 
 
-def between_markers(text: str, name: str, content: str) -> str:
-    """`text` with `content` between the markers of `name`."""
+def between_markers(text: str, path: Path, name: str, content: str) -> str:
+    """`text`, of the file `path`, with `content` between the markers of `name`."""
     start = BEGIN.format(name)
     before, begin, rest = text.partition(start)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{README} has not both of {start} and, behind it, {END}")
+        raise ValueError(f"{path} has not both of {start} and, behind it, {END}")
     return f"{before}{begin}\n{content}{end}{after}"
 
 
@@ -188,7 +196,8 @@ def _plain(value: str | bool | int | float) -> str:
 
 def main() -> None:
     """Write every generated file."""
-    for path, text in generated(load(), (ROOT / README).read_text(encoding="utf-8")).items():
+    written = {path: (ROOT / path).read_text(encoding="utf-8") for path in (README, RECIPES)}
+    for path, text in generated(load(), written).items():
         (ROOT / path).write_text(text, encoding="utf-8")
         print(path)
 

@@ -68,7 +68,7 @@ class Run(_Stored):
     machine, date, commit, command: None where nobody wrote them down. setting: what all rows share, units in the names.
     rows: cells by column; the first column is a name."""
 
-    benchmark: Literal["peers", "decode", "packed", "cost", "quality", "recipes", "demo"]
+    benchmark: Literal["peers", "decode", "packed", "cost", "quality", "recipes", "sentences", "demo"]
     machine: Machine | None
     date: date | None
     commit: str | None

@@ -2,7 +2,7 @@
 
     python benchmarks/sentences.py
     python benchmarks/sentences.py --recipes w4,mine.yaml
-    python benchmarks/sentences.py --curve
+    python benchmarks/sentences.py --curve --save benchmarks/results/sentences.json
 
 Cosines to eager float32, mean and least over the sentences of tests/assets/sentences.txt; first with activations in
 floating point, so that rounded weights alone make the difference, then as it ships. Bits a weight count scales and zero
@@ -22,12 +22,21 @@ from lutra.passes.quantize_weights.quantize_weights import QuantizeWeights
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
 from lutra.recipes.schema import ResolvedRecipe
+from results import Column, SaveOption, printed, save
 from rich.console import Console
 from rich.progress import track
-from rich.table import Column, Table
 from transformers import AutoModel, AutoTokenizer
 
+MODEL = "all-MiniLM-L6-v2"
 SENTENCES = Path(__file__).resolve().parent.parent / "tests" / "assets" / "sentences.txt"
+COLUMNS = (
+    Column(name="weights, range search"),
+    Column(name="bits", digits=3),
+    Column(name="weights only", digits=4),
+    Column(name="weights only, least", digits=4),
+    Column(name="as it ships", digits=4),
+    Column(name="as it ships, least", digits=4),
+)
 CURVE: dict[str, dict[str, Any]] = {
     "4 bits, groups of 128": {"bits": 4, "group_size": 128},
     "4 bits, groups of 64": {"bits": 4, "group_size": 64},
@@ -103,21 +112,26 @@ def settings(recipes: str, curve: bool) -> Iterator[tuple[str, ResolvedRecipe]]:
 def main(
     recipes: Annotated[str, typer.Option(help="names or files of recipes")] = "w8,w4,w2-lut,ternary-lut",
     curve: Annotated[bool, typer.Option("--curve", help="group sizes and schemes, too")] = False,
+    save_file: SaveOption = None,
 ) -> None:
     """Print one table."""
     try:
-        rows = list(settings(recipes, curve))
+        wanted = list(settings(recipes, curve))
         vectors = SentenceVectors()
-        table = Table(Column("recipe", no_wrap=True), "bits", "weights only", "least", "shipped", "least")
-        for name, recipe in track(rows, "recipes", console=Console(stderr=True)):
+        rows = []
+        for name, recipe in track(wanted, "recipes", console=Console(stderr=True)):
             alone = vectors.cosines(with_float_activations(recipe))
             shipped = vectors.cosines(yaml.safe_load(recipe.to_yaml()))
             found = [alone.mean(), alone.min(), shipped.mean(), shipped.min()]
-            table.add_row(name, f"{bits_a_weight(recipe):.3f}", *(f"{float(value):.4f}" for value in found))
+            rows.append([name, bits_a_weight(recipe), *map(float, found)])
     except (LutraError, ModuleNotFoundError) as error:
         Console().print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, 120)
+    console.print(printed(f"{MODEL}, cosine to eager float32", COLUMNS, rows))
+    if save_file is not None:
+        save(save_file, "sentences", {"model": MODEL, "sentences": len(vectors.eager)}, COLUMNS, rows)
 
 
 if __name__ == "__main__":

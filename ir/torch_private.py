@@ -89,7 +89,8 @@ def specialize_floats(symbols: Sequence[str]) -> None:
 
 
 def forget_floats() -> None:
-    """Floats of the frames that are traced from now on are Dynamo's to decide about."""
+    """Floats of the frames that are traced from now on are Dynamo's to decide about. To be called when a graph has been
+    through AOTAutograd, which asks for a retrace too where it meets floats that nobody spoke of."""
     TensorifyState.clear()
 
 

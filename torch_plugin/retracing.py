@@ -17,7 +17,6 @@ from torch import fx
 
 from ..ir.torch_private import (
     float_arguments,
-    forget_floats,
     make_dynamic,
     once_static,
     source_name,
@@ -33,7 +32,6 @@ def trace_as_wanted(gm: fx.GraphModule, inputs: Sequence[Any]) -> None:
     if floats := float_arguments(gm):
         specialize_floats(floats)
         trace_again("floats are constants")
-    forget_floats()
     if not any(isinstance(value, torch.SymInt) for value in inputs):
         return
     given = {source_name(node) for node in gm.graph.nodes}

@@ -33,8 +33,8 @@ def run(figures: ModuleType, benchmark: str, **changes: Any) -> Any:
 
 
 def test_the_committed_documents_are_those_of_the_stored_results(figures: ModuleType):
-    readme = (ROOT / figures.README).read_text(encoding="utf-8")
-    for path, text in figures.generated(figures.load(), readme).items():
+    written = {path: (ROOT / path).read_text(encoding="utf-8") for path in (figures.README, figures.RECIPES)}
+    for path, text in figures.generated(figures.load(), written).items():
         assert (ROOT / path).read_text(encoding="utf-8") == text, f"{path} is out of date: `make figures`"
 
 
@@ -64,11 +64,14 @@ def test_what_nobody_wrote_down_is_said(figures: ModuleType):
 
 def test_the_readme_shows_the_rows_whose_speed_was_measured(figures: ModuleType):
     old = f"a {figures.BEGIN.format('recipes')} old {figures.END} b"
-    text = figures.between_markers(old, "recipes", figures.recipes_table(run(figures, "recipes")))
-    assert "| eager | 20.0 |" in text and "Q4_0" not in text and " old " not in text
+    columns = [{"name": "recipe"}, {"name": "as it ships", "digits": 4}]
+    sentences = run(figures, "sentences", columns=columns, rows=[["eager", 0.98765]])
+    table = figures.recipes_table(run(figures, "recipes"), sentences)
+    text = figures.between_markers(old, figures.README, "recipes", table)
+    assert "| eager | 20.0 | 0.988 |" in text and "Q4_0" not in text and " old " not in text
     assert text.startswith("a ") and text.endswith(" b")
     with pytest.raises(ValueError, match=r"README\.md has not both"):
-        figures.between_markers("nothing", "recipes", "content")
+        figures.between_markers("nothing", figures.README, "recipes", "content")
 
 
 def test_the_widest_run_is_shown_and_of_these_the_newest(figures: ModuleType):
