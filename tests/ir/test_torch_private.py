@@ -76,6 +76,7 @@ def test_floats_that_dynamo_makes_arguments_become_constants_when_they_are_asked
         if floats := torch_private.float_arguments(gm):
             torch_private.specialize_floats(floats)
             torch_private.trace_again("floats are constants")
+        torch_private.forget_floats()
 
     backend, plain = Backend(look), Backend()
     for each in (plain, backend):
@@ -92,7 +93,6 @@ def test_other_backends_still_decide_about_floats_themselves():
     import lutra.torch_plugin.backend as ours
 
     torch.compile(lambda x, s: x * s, backend=ours.lutra, dynamic=True)(torch.ones(3), 0.5)
-    torch._dynamo.reset()
     other = Backend()
     torch.compile(lambda x, s: x * s, backend=other, dynamic=True)(torch.ones(3), 0.5)
     assert torch_private.float_arguments(other.graphs[0])
