@@ -47,7 +47,8 @@ fuzz: setup
 		$(BIN)/python -m lutra.tests.support.guided $$kind --seconds $(GUIDED) || [ $$? = 77 ] || exit 1; \
 	done
 
-# The tables and the plot of the documents, from benchmarks/results; nothing is timed.
+# What is generated of the documents: tables and the plot from benchmarks/results (nothing is timed), the operations of
+# the IR from their classes.
 figures: setup
 	$(BIN)/python benchmarks/figures.py
 

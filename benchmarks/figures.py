@@ -1,9 +1,10 @@
-"""The tables and the plot of the documents, from the results that are stored: `make figures`.
+"""What is generated of the documents: `make figures`. Tables and plot from the results that are stored, the list of
+operations from their classes.
 
     python benchmarks/figures.py
 
-Writes docs/performance.md, docs/speed-quality.svg, and the tables of README.md and docs/recipes.md between their
-markers. Nothing is timed.
+Writes docs/performance.md, docs/speed-quality.svg, docs/operations.md, and the tables of README.md and docs/recipes.md
+between their markers. Nothing is timed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from lutra.cli.operations import document
 from results import ROOT, Column, Machine, Run, load
 from speed_quality import plot
 
 PERFORMANCE, PLOT = Path("docs/performance.md"), Path("docs/speed-quality.svg")
 README, RECIPES = Path("README.md"), Path("docs/recipes.md")
+OPERATIONS = Path("docs/operations.md")
 BEGIN, END = "<!-- figures: {} -->", "<!-- end of figures -->"
 
 
@@ -90,6 +93,7 @@ def generated(runs: Sequence[Run], written: Mapping[Path, str]) -> dict[Path, st
     readme = between_markers(written[README], README, "recipes", recipes_table(recipes, sentences))
     return {
         PERFORMANCE: performance(runs),
+        OPERATIONS: document(),
         PLOT: plot(widest(runs, "peers"), recipes),
         README: between_markers(readme, README, "demo", whole_table(demo)),
         RECIPES: between_markers(written[RECIPES], RECIPES, "sentences", whole_table(sentences)),

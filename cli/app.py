@@ -13,7 +13,7 @@ from ..ir.errors import LutraError
 
 app = typer.Typer(
     name="lutra",
-    help="Recipes, passes, targets, packing, profiles, predictions, the cache, a check of all.",
+    help="Recipes, passes, operations, targets, packing, profiles, predictions, the cache, a check of all.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

@@ -8,10 +8,10 @@ from typing import NoReturn
 from typer.exceptions import TyperException
 
 from ..ir.errors import LutraError, shortened
-from . import cache, listings, machine, models  # register their verbs
+from . import cache, listings, machine, models, operations  # register their verbs
 from .app import app
 
-__all__ = ["app", "cache", "listings", "machine", "main", "models"]
+__all__ = ["app", "cache", "listings", "machine", "main", "models", "operations"]
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ import tvm
 from tvm import relax
 from tvm.target.codegen import llvm_cpu_has_features
 
-from ..ir.dialect import ParamOp
 from ..ir.errors import LoweringError, PackedModelError
 from ..ir.graph import Graph
+from ..ir.ops import ParamOp
 from ..ir.types import as_tensor_type
 from .cache.executables import Entry, ExecutableCache, Key
 from .lowering import Lowered, Lowering

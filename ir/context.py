@@ -3,7 +3,7 @@
 from torch_mlir import ir
 from torch_mlir.dialects import torch as torch_dialect
 
-from .dialect import load_dialect
+from .ops import load_dialect
 
 
 def make_context() -> ir.Context:

@@ -15,6 +15,7 @@ from .analysis.sizes import SIZES_ATTRIBUTE, Described, SymbolicValue
 from .errors import CaptureError, LutraError
 from .graph import Graph
 from .operator_call import OperatorCall, operation_name, place
+from .ops import OPERATIONS, NumberOp, ParamOp
 
 
 def interpret(graph: Graph, inputs: Sequence[Any]) -> list[Any]:
@@ -61,10 +62,10 @@ def evaluate(
         operation = op.operation
         if operation.name == "func.return":
             return [look_up(value) for value in operation.operands]
-        if operation.name == "lutra.param":
+        if operation.name == ParamOp.OPERATION_NAME:
             define(operation.results[0], _Deferred(graph, ir.StringAttr(operation.attributes["sym"]).value))
             continue
-        if operation.name == "lutra.number":
+        if operation.name == NumberOp.OPERATION_NAME:
             define(operation.results[0], symbols.number(ir.StringAttr(operation.attributes["expression"]).value))
             continue
         operator, operands = calls[index]
@@ -115,8 +116,7 @@ class _Symbols:
     def number(self, text: str) -> int | float:
         described = self._graph.sizes[text]
         assert isinstance(described, SymbolicValue) and described.number is not None, text
-        value = described.number.xreplace({s: sympy.Integer(n) for s, n in self._known.items()})
-        return int(value) if described.number.is_integer else float(value)
+        return NumberOp.reference(self._known, expression=described.number)
 
 
 class _Deferred:
@@ -126,7 +126,7 @@ class _Deferred:
         self._graph, self._symbol = graph, symbol
 
     def value(self) -> Any:
-        return self._graph.store.value(self._symbol)
+        return ParamOp.reference(self._graph.store, sym=self._symbol)
 
 
 def _plan(operations: list[Any]) -> tuple[list[Any], dict[Any, int]]:
@@ -135,13 +135,13 @@ def _plan(operations: list[Any]) -> tuple[list[Any], dict[Any, int]]:
     last_use: dict[Any, int] = {}
     for index, op in enumerate(operations):
         name = op.operation.name
-        if name in ("lutra.param", "lutra.number", "func.return"):
+        if name == "func.return" or (name in OPERATIONS and OPERATIONS[name].NEEDS_GRAPH):
             calls.append(None)
             last_use.update(dict.fromkeys(op.operation.operands, index))
             continue
         try:
             calls.append(OperatorCall.of(op))
         except CaptureError as error:
-            raise CaptureError(f"{operation_name(op.operation)}: {error} ({place(op.operation)})") from error
+            raise CaptureError(f"{operation_name(op)}: {error} ({place(op.operation)})") from error
         last_use.update(dict.fromkeys(calls[-1][1], index))
     return calls, last_use

@@ -23,7 +23,7 @@ from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT, TORCH_LAYOUT_TO_IN
 from .analysis.sizes import SIZES_ATTRIBUTE
 from .errors import CaptureError
 from .importing.fx_regions import REGION
-from .reference import REFERENCE, rope_kv_update
+from .ops import OPERATIONS
 from .types import tensor_type
 
 REGION_CALL = f"lutra.{REGION}"
@@ -61,7 +61,9 @@ class OperatorCall:
         name = operation_name(operation)
         ignored = _IGNORED_ATTRIBUTES | {"name"} if operation.name == "torch.operator" else _IGNORED_ATTRIBUTES
         attributes = {a: _attribute(operation.attributes[a], a) for a in operation.attributes if a not in ignored}
-        if name in _FROM_RESULT:
+        if name in OPERATIONS:
+            attributes |= OPERATIONS[name].from_result(operation.results[0].type)
+        elif name in _FROM_RESULT:
             attributes |= _FROM_RESULT[name](operation.results[0].type)
         return cls(name, arguments, attributes), list(slots)
 
@@ -93,7 +95,7 @@ class OperatorCall:
     @property
     def reads_data(self) -> bool:
         """True when values, not only shapes, of its operands decide the shapes or the numbers that it gives."""
-        if self.name in _SINGLE or self.name in _SPECIAL:
+        if self.name in OPERATIONS or self.name in _SINGLE or self.name in _SPECIAL:
             return self.name in _READ_DATA
         return not _DATA_TAGS.isdisjoint(overload(self.name).tags)
 
@@ -102,8 +104,10 @@ class OperatorCall:
         return _resolve(self.name, self.attributes)
 
 
-def operation_name(operation: Any) -> str:
-    """Name of an MLIR operation without "torch."; of a `torch.operator` the one that it carries."""
+def operation_name(op: Any) -> str:
+    """Name of an MLIR operation without "torch."; of a `torch.operator` (what the torch dialect does not define) the
+    operator's that it carries."""
+    operation = op.operation  # `torch.operator` has an attribute called name
     name = operation.name
     if name == "torch.operator":
         name = ir.StringAttr(operation.attributes["name"]).value
@@ -123,10 +127,10 @@ def place(operation: Any) -> str:
 
 def _operands(op: Any) -> list[Any]:
     """Operands in order of the schema; None where an optional operand of a `lutra` operation is left out."""
-    if not op.operation.name.startswith("lutra."):
-        return list(op.operation.operands)
-    view = op.operation.opview
-    return [getattr(view, f.name) for f in type(view)._fields if type(f).__name__ == "OperandDef"]
+    operation = op.operation
+    if operation.name not in OPERATIONS:
+        return list(operation.operands)
+    return [getattr(operation.opview, operand.name) for operand in OPERATIONS[operation.name].SIGNATURE.operands]
 
 
 def _argument(value: Any, slots: dict[Any, Slot]) -> Any:
@@ -175,12 +179,10 @@ def _bfloat16_elements(text: str) -> tuple[float, ...]:
 
 
 _FROM_RESULT: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "lutra.split": lambda t: {"size": tensor_type(t).shape[-1]},
-    "lutra.table_linear": lambda t: {"dtype": tensor_type(t).dtype},
     "prim.NumToTensor.Scalar": lambda t: {"dtype": tensor_type(t).dtype},
     "vtensor.literal": lambda t: {"dtype": tensor_type(t).dtype, "shape": tensor_type(t).shape},
 }
-"""What an operation's result type says and its operands do not, as additional attributes."""
+"""What the result type of an operation of torch says and its operands do not, as additional attributes."""
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------
@@ -218,12 +220,21 @@ def _fill(argument: Any, values: Sequence[Any]) -> Any:
 
 
 def _resolve(name: str, attributes: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    if name in OPERATIONS and not OPERATIONS[name].NEEDS_GRAPH:
+        return _reference(name, attributes)
     if name in _SPECIAL:
         return partial(_SPECIAL[name], **attributes)
     if name in _SINGLE:
         single = _SINGLE[name]
         return lambda *values: (single(*values, **attributes),)
     return _torch_operator(name)
+
+
+def _reference(name: str, attributes: Mapping[str, Any]) -> Callable[..., tuple[Any, ...]]:
+    """The reference semantics of an operation of ours."""
+    kind = OPERATIONS[name]
+    run = partial(kind.reference, **attributes)
+    return run if len(kind.SIGNATURE.results) > 1 else lambda *values: (run(*values),)
 
 
 @lru_cache(maxsize=4096)
@@ -335,7 +346,6 @@ _READ_DATA: dict[str, Callable[[Any], Any]] = {
 _DATA_TAGS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 _SINGLE: dict[str, Callable[..., Any]] = {
-    **REFERENCE,
     **{f"constant.{kind}": lambda *, value: value for kind in ("int", "float", "bool", "str", "device", "number")},
     "constant.none": lambda: None,
     "vtensor.literal": _literal,
@@ -355,6 +365,5 @@ _SINGLE: dict[str, Callable[..., Any]] = {
 _SPECIAL: dict[str, Callable[..., tuple[Any, ...]]] = {
     "prim.ListUnpack": tuple,
     "prim.TupleUnpack": tuple,
-    "lutra.rope_kv_update": rope_kv_update,
 }
 """Operations with none or several results that `torch.ops` has not; they go before `_SINGLE`."""

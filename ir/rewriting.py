@@ -18,52 +18,18 @@ from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT
 from torch_mlir.passmanager import PassManager
 from torch_mlir.rewrite import GreedyRewriteConfig, RewritePatternSet, apply_patterns_and_fold_greedily
 
-from .dialect import (
-    ACTIVATIONS,
-    AttentionOp,
-    GatedMlpOp,
-    GroupedLinearOp,
-    KvUpdateOp,
-    LayerNormOp,
-    LinearOp,
-    ParamOp,
-    QuantizedType,
-    RmsNormOp,
-    RopeKvUpdateOp,
-    RopeOp,
-    SplitOp,
-    TableLinearOp,
-    TableOp,
-    quantized_format,
-)
 from .errors import LutraError
 from .graph import Graph
 from .importing.fx_nodes import PATH_ATTRIBUTE
+from .operator_call import operation_name
+from .ops import ParamOp, QuantizedType
+from .ops.base import weight_shape
 from .types import TensorType, as_tensor_type, tensor_type
 from .weights.formats import WeightFormat
 
 ACTIVATIONS_ATTRIBUTE = "lutra.activations"
 LinearActivations = Literal["float", "integers"]
 """`float`: the input is read as it is. `integers`: it holds whole numbers from -128 to 127, and sums are exact."""
-
-__all__ = [
-    "ACTIVATIONS",
-    "AttentionOp",
-    "GatedMlpOp",
-    "GroupedLinearOp",
-    "KvUpdateOp",
-    "LayerNormOp",
-    "LinearOp",
-    "ParamOp",
-    "RmsNormOp",
-    "RopeKvUpdateOp",
-    "RopeOp",
-    "SplitOp",
-    "TableLinearOp",
-    "TableOp",
-    "quantized_format",
-    "tensor_type",
-]
 
 Pattern = Callable[[Any, Any], bool]
 Value = Any
@@ -113,22 +79,17 @@ def verify(graph: Graph, stage: str) -> None:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-def name_of(value: Value) -> str:
-    """Name of the operation that defines `value`; "" for a block argument."""
-    owner = value.owner
-    return "" if isinstance(owner, ir.Block) else owner.operation.name  # `torch.operator` has an attribute called name
-
-
-def operator_name(op: Any) -> str:
-    """Name of an operation; of a `torch.operator` (what the torch dialect does not define) the operator's."""
-    operation = op.operation
-    return ir.StringAttr(operation.attributes["name"]).value if operation.name == "torch.operator" else operation.name
+def is_argument(value: Value) -> bool:
+    """True for an argument of the graph: no operation defines it."""
+    return isinstance(value.owner, ir.Block)
 
 
 def defined_by(value: Value, *names: str) -> Any | None:
     """The operation that defines `value` when its name is one of `names` (`torch.` may be left out), else None."""
-    name = name_of(value)
-    return value.owner if name and (name in names or name.removeprefix("torch.") in names) else None
+    if is_argument(value):
+        return None
+    name = operation_name(value.owner)
+    return value.owner if name in names or f"torch.{name}" in names else None
 
 
 def constant(value: Value) -> Any:
@@ -179,7 +140,7 @@ def users(value: Value) -> list[Any]:
 
 def parameter_symbol(value: Value) -> str | None:
     """Symbol of the `lutra.param` that defines `value`, or None."""
-    op = defined_by(value, "lutra.param")
+    op = defined_by(value, ParamOp.OPERATION_NAME)
     return None if op is None else ir.StringAttr(op.attributes["sym"]).value
 
 
@@ -204,7 +165,7 @@ def build(cls: type, rewriter: Any, at: Any, *arguments: Any, path: str | None =
 
 def move_behind(op: Any, value: Value) -> None:
     """Move `op` right behind the definition of `value`, so that it stands before every reader of it."""
-    if isinstance(value.owner, ir.Block):
+    if is_argument(value):
         op.operation.move_before(value.owner.operations[0])
     else:
         op.operation.move_after(value.owner)
@@ -268,8 +229,7 @@ def static_shape(value: Value) -> tuple[int, ...]:
     """Shape of a tensor or `!lutra.quantized` value whose sizes are all known: a parameter's.
 
     Raises `LutraError` for any other value."""
-    quantized = quantized_format(value.type)
-    shape = quantized[:2] if quantized else tensor_type(value.type).shape
+    shape = weight_shape(value)
     if None in shape:
         raise LutraError(f"{value.type} was expected to have a static shape")
     return tuple(n for n in shape if n is not None)

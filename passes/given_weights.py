@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ..ir.graph import Graph, Phase
-from ..ir.rewriting import LinearOp, apply_patterns, parameter_symbol, paths, quantized_format, static_shape
+from ..ir.ops import LinearOp, quantized_format
+from ..ir.rewriting import apply_patterns, parameter_symbol, paths, static_shape
 from ..ir.selection import Candidate
 from ..ir.weights.formats import QuantizedWeight, WeightFormat
 from ..ir.weights.store import ParameterStore

@@ -11,27 +11,26 @@ from typing import Any
 
 import torch
 
+from ..ir.operator_call import operation_name
+from ..ir.ops import GroupedLinearOp, ParamOp
 from ..ir.rewriting import (
-    GroupedLinearOp,
     LinearActivations,
-    ParamOp,
     build,
     constant,
     defined_by,
-    operator_name,
     parameter_symbol,
     quantized_type,
     set_activations,
     shape_of,
     static_shape,
-    tensor_type,
 )
+from ..ir.types import tensor_type
 from ..ir.weights.formats import WeightFormat
 from ..ir.weights.store import ParameterStore
 from .left_alone import parameter_path
 from .matching import dimension, is_fused_float
 
-NAMES = ("torch.aten._grouped_mm", "torch.transformers.grouped_mm_fallback")
+NAMES = ("aten._grouped_mm", "transformers.grouped_mm_fallback")
 """What grouped products arrive as: bf16, and other dtypes."""
 FEATURES = 16
 """The features of a group are a multiple of that: kernels go through a weight by so many rows."""
@@ -79,7 +78,7 @@ def stacks(operations: Any) -> Iterator[tuple[Any, Stack]]:
 
 def stack_of(op: Any) -> Stack | None:
     """The weight of `op`, if it is such a product."""
-    if operator_name(op) not in NAMES:
+    if operation_name(op) not in NAMES:
         return None
     x, weight, offsets, *rest = op.operation.operands
     if any(shape_of(value) is not None for value in rest[:1]) or any(constant(value) is not None for value in rest[1:]):

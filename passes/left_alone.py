@@ -5,7 +5,9 @@ from typing import Any
 
 from ..ir.graph import Graph
 from ..ir.operator_call import operation_name
-from ..ir.rewriting import ParamOp, parameter_symbol, paths, tensor_type, users
+from ..ir.ops import ParamOp
+from ..ir.rewriting import parameter_symbol, paths, users
+from ..ir.types import tensor_type
 from .base import LeftAlone, PassReport, Stays
 from .matching import sizes
 

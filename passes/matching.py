@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from ..ir.rewriting import constant, constant_list, defined_by, shape_of, tensor_type
+from ..ir.rewriting import constant, constant_list, defined_by, shape_of
+from ..ir.types import tensor_type
 
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of fused operations, which compute in float32: float64 would lose digits, and integers have other rules."""

@@ -3,20 +3,9 @@
 from typing import Any, Literal
 
 from ..ir.graph import Graph
-from ..ir.rewriting import (
-    GatedMlpOp,
-    LinearOp,
-    ParamOp,
-    build,
-    parameter_symbol,
-    paths,
-    quantized_format,
-    quantized_type,
-    set_activations,
-    static_shape,
-    tensor_type,
-    vtensor,
-)
+from ..ir.ops import GatedMlpOp, LinearOp, ParamOp, quantized_format
+from ..ir.rewriting import build, parameter_symbol, paths, quantized_type, set_activations, static_shape, vtensor
+from ..ir.types import tensor_type
 from ..ir.weights.formats import WeightFormat
 
 

@@ -14,27 +14,22 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ..ir.graph import Graph, Phase
+from ..ir.ops import LinearOp, TableLinearOp, TableOp, quantized_format
+from ..ir.ops.table import TABLE_COLUMNS
 from ..ir.rewriting import (
-    LinearOp,
-    TableLinearOp,
-    TableOp,
     activations_of,
     apply_patterns,
     build,
+    is_argument,
     move_behind,
-    name_of,
     paths,
-    quantized_format,
     static_shape,
-    tensor_type,
     users,
     vtensor,
 )
 from ..ir.selection import Candidate
-from ..ir.types import TensorType
+from ..ir.types import TensorType, tensor_type
 from .base import ALL_PHASES, Kind, LeftAlone, PassContext
-
-TABLE_COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class SymmetrizeTables:
                 return user.results[0]
         rows, k = tensor_type(op.x.type).shape[:-1], static_shape(op.weight)[1]
         type_ = vtensor((*rows, -(-k // TABLE_COLUMNS), 8 if half else 16), TensorType((), torch.float32))
-        path = "|".join(paths(op.x.owner)) if name_of(op.x) else ""
+        path = "" if is_argument(op.x) else "|".join(paths(op.x.owner))
         table = build(TableOp, rewriter, op, op.x, half, type_, path=path)
         move_behind(table, op.x)
         return table.out

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
-from ..ir.rewriting import quantized_format
+from ..ir.ops import ParamOp, quantized_format
 from ..ir.weights.store import ParameterStore
 
 _fillers: dict[torch.dtype, torch.Tensor] = {}

@@ -16,8 +16,10 @@ from rich.console import Console, Group
 from rich.table import Table
 
 from ..codegen.runtime.weights import PackedWeight
-from ..ir.analysis.cost import CONTEXT, Amount, OperationCost, graph_costs, total
+from ..ir.analysis.amounts import CONTEXT, Amount
+from ..ir.analysis.cost import OperationCost, graph_costs, total
 from ..ir.errors import LutraError
+from ..ir.ops import AttentionOp, LinearOp, TableLinearOp
 from ..ir.types import tensor_type
 from ..passes.base import PassReport
 from ..torch_plugin.compiled_graph import CompiledGraph
@@ -232,7 +234,7 @@ def _products(
 def _dtype(compiled: CompiledGraph) -> str:
     """Of activations."""
     for op in compiled.graph.operations:
-        if op.operation.name in ("lutra.linear", "lutra.table_linear"):
+        if isinstance(op, LinearOp | TableLinearOp):
             return str(tensor_type(op.out.type).dtype).removeprefix("torch.")
     return "float32"
 
@@ -243,6 +245,6 @@ def _seconds(cost: OperationCost, amount: Amount, product: Product | None, machi
     if product is not None:
         rate, beside = machine.products[product.name]
         return max(float(amount.weights) / rate, moving) + beside
-    if cost.name == "lutra.attention":
+    if cost.name == AttentionOp.OPERATION_NAME:
         return max(float(amount.operations) / machine.attention, moving)
     return moving

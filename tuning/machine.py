@@ -27,9 +27,11 @@ from ..codegen.cache.executables import ExecutableCache, Key
 from ..codegen.compile import versions
 from ..codegen.runtime.bandwidth import ReadCeiling
 from ..codegen.targets import get_target
-from ..ir.analysis.cost import CONTEXT, graph_costs, total
+from ..ir.analysis.amounts import CONTEXT
+from ..ir.analysis.cost import graph_costs, total
 from ..ir.errors import LutraError
 from ..ir.torch_private import many_versions
+from ..ir.ops import AttentionOp
 from ..ir.weights.formats import WeightFormat
 from ..torch_plugin.inspect.progress import ProgressBar
 from ..torch_plugin.inspect.report import states_of
@@ -242,7 +244,9 @@ class _Steps:
             self.run(2)
         graph = next(g for state in states_of(model) for g in state.graphs if g.graph.phase == "decode")
         self.kernels = sum(graph.executable.summary.kernels.values())
-        attention = total([cost for cost in graph_costs(graph.graph) if cost.name == "lutra.attention"]).operations
+        attention = total(
+            [cost for cost in graph_costs(graph.graph) if cost.name == AttentionOp.OPERATION_NAME]
+        ).operations
         self.attention_operations = float(attention.subs(CONTEXT, _LATE) - attention.subs(CONTEXT, _EARLY))
 
     def restart(self) -> None:

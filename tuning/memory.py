@@ -14,9 +14,9 @@ import psutil
 import torch
 
 from ..ir.analysis.cost import weight_bytes
-from ..ir.dialect import ParamOp
 from ..ir.graph import Graph
-from ..ir.rewriting import quantized_format, users
+from ..ir.ops import ParamOp, quantized_format
+from ..ir.rewriting import users
 
 if sys.platform != "win32":
     import resource

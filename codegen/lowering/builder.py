@@ -23,8 +23,7 @@ from ...ir.analysis.aliases import Aliases, aliases
 from ...ir.analysis.shapes import SymbolicValue, symbolic_values
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
-from ...ir.operator_call import REGION_CALL, OperatorCall
-from ...ir.rewriting import operator_name
+from ...ir.operator_call import REGION_CALL, OperatorCall, operation_name
 from ...ir.types import as_tensor_type
 from ..kernels.cpu.packing import PackedLayout
 from ..runtime.torch_calls import TorchCall
@@ -125,7 +124,7 @@ class Lowering:
             for result, number in zip(operation.results, numbers, strict=True):
                 self._values[result] = self.symbols.expression(number)
             return None
-        if numbers and not operator_name(op).startswith(REGION_CALL) and all(map(self._is_empty, operation.results)):
+        if numbers and not operation_name(op).startswith(REGION_CALL) and all(map(self._is_empty, operation.results)):
             for result in operation.results:
                 self._values[result] = self.empty(self.tensor_type(result))
             return None
@@ -374,5 +373,5 @@ def is_size(item: Any) -> bool:
 
 def operation_key(op: Any) -> str:
     """The name under which lowerings are registered."""
-    name = operator_name(op)
+    name = operation_name(op)
     return name if name.startswith(("torch.", "lutra.", "func.")) else f"torch.{name}"

@@ -19,9 +19,7 @@ from torch_mlir import ir
 from ..errors import CaptureError
 from ..graph import Graph
 from ..operator_call import operation_name, overload
-
-UPDATES = {"lutra.kv_update": {"cache": "out"}, "lutra.rope_kv_update": {"key_cache": "keys", "value_cache": "values"}}
-"""Operations that may write into operands: name of the operand -> name of the result that it becomes."""
+from ..ops import OPERATIONS, ParamOp
 
 LEFT_OUT = {
     "aten.clone",
@@ -98,10 +96,9 @@ class _Walk:
 
     def _visit(self, number: int, operation: Any, name: str) -> None:
         operands = [operand for operand in operation.operands if operand in self.roots]
-        updated = {
-            getattr(operation.opview, new): getattr(operation.opview, old) for old, new in UPDATES.get(name, {}).items()
-        }
-        fixed = name != "lutra.param" and all(operand in self._fixed for operand in operands)
+        overwrites = OPERATIONS[name].OVERWRITES if name in OPERATIONS else {}
+        updated = {getattr(operation.opview, new): getattr(operation.opview, old) for old, new in overwrites.items()}
+        fixed = name != ParamOp.OPERATION_NAME and all(operand in self._fixed for operand in operands)
         for result in operation.results:
             if not _has_memory(result):
                 continue
@@ -141,7 +138,7 @@ class _Walk:
     def _is_ours(self, root: Any) -> bool:
         if isinstance(root.owner, ir.Block):
             return self.graph.inputs[root.arg_number].mutated
-        return root not in self._fixed and operation_name(root.owner.operation) != "lutra.param"
+        return root not in self._fixed and operation_name(root.owner) != ParamOp.OPERATION_NAME
 
     def _lent(self, results: list[Any]) -> Iterator[int]:
         given: list[Any] = []
@@ -171,9 +168,11 @@ def _sharing(name: str) -> Literal["view", "copy"] | None:
     """How the results of an operation may lie in the memory of its operands: as torch has it, or as a copy left out."""
     if name in LEFT_OUT:
         return "copy"
-    if name.startswith("prim.") or name == "lutra.split":
+    if name in OPERATIONS:
+        return "view" if OPERATIONS[name].IS_VIEW else None
+    if name.startswith("prim."):
         return "view"
-    if name.startswith("lutra.") or "." not in name:
+    if name.startswith("lutra.") or "." not in name:  # a region
         return None
     try:
         returns = overload(name)._schema.returns

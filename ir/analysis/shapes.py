@@ -17,11 +17,11 @@ from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 from torch_mlir import ir
 
-from ..dialect import quantized_format
 from ..errors import CaptureError, LutraError
 from ..graph import UNLIMITED, Graph
 from ..operator_call import OperatorCall, place
 from ..torch_private import ConstantSource, FakeTensorMode, enable_python_dispatcher
+from ..ops import OPERATIONS, NumberOp, quantized_format
 from ..types import as_tensor_type
 from ..weights.formats import QuantizedWeight, WeightFormat
 from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, expressions
@@ -106,7 +106,7 @@ class _Inference:
 
     def _written(self, operation: Any, types: list[Any]) -> list[Described] | None:
         """What the importer wrote beside `operation`, as it reads with what has been found out since."""
-        name = "expression" if operation.name == "lutra.number" else SIZES_ATTRIBUTE
+        name = "expression" if operation.name == NumberOp.OPERATION_NAME else SIZES_ATTRIBUTE
         if name not in operation.attributes:
             return None
         text = ir.StringAttr(operation.attributes[name]).value
@@ -122,7 +122,7 @@ class _Inference:
                 return list(described)
         if operation.name in ("torch.prim.ListConstruct", "torch.prim.TupleConstruct"):
             return [tuple(self.described[value] for value in operation.operands)]
-        if operation.name in _ROWS_OF_FIRST and (like := self._rows_of_first(operation, types[0])) is not None:
+        if len(types) == 1 and (like := self._like_first(operation, types[0])) is not None:
             return [like]
         if not types or all(not str(type_).startswith(_DESCRIBED_TYPES) for type_ in types):
             return [None] * len(types)
@@ -132,15 +132,17 @@ class _Inference:
             self._calls[key] = self._run(operation, call, slots, types)
         return self._calls[key]
 
-    def _rows_of_first(self, operation: Any, type_: Any) -> Described:
-        """The sizes of the first operand with features that the type knows; None where it does not."""
-        first, tensor = self.described[operation.operands[0]], as_tensor_type(type_)
+    def _like_first(self, operation: Any, type_: Any) -> Described:
+        """The result of an operation of ours, where the first operand and the type say its sizes; else None."""
+        kind, tensor = OPERATIONS.get(operation.name), as_tensor_type(type_)
+        first = self.described[operation.operands[0]] if kind is not None and len(operation.operands) else None
         shape = first.shape if isinstance(first, SymbolicValue) else None
-        if shape is None or tensor is None or tensor.shape[-1] is None:
+        if kind is None or shape is None or tensor is None or tensor.shape[-1] is None:
             return None
-        if operation.name == "lutra.attention" and len(tensor.shape) == 3:  # heads merged
-            shape = (shape[0], shape[2], shape[3])
-        return _of_type(SymbolicValue(shape, tensor.dtype), type_) if len(shape) == len(tensor.shape) else None
+        shape = kind.result_shape(shape, len(tensor.shape))
+        if shape is None or len(shape) != len(tensor.shape):
+            return None
+        return _of_type(SymbolicValue(shape, tensor.dtype), type_)
 
     def _run(self, operation: Any, call: OperatorCall, slots: list[Any], types: list[Any]) -> list[Described]:
         """The call on fake tensors; values as unknown as their types where only data decides."""
@@ -218,18 +220,6 @@ class _Inference:
         return number if number.is_number else self.environment.replace(number)
 
 
-_ROWS_OF_FIRST = {
-    "lutra.attention",
-    "lutra.gated_mlp",
-    "lutra.grouped_linear",
-    "lutra.kv_update",
-    "lutra.layer_norm",
-    "lutra.linear",
-    "lutra.rms_norm",
-    "lutra.rope",
-    "lutra.split",
-}
-"""Operations with a row of features for each row of their first operand: nothing has to be run to say so."""
 _DESCRIBED_TYPES = ("!torch.vtensor", "!torch.tensor", "!torch.int", "!torch.float", "!torch.number", "!torch.list")
 """Of any other value (a string, none, a device, a truth value) there is nothing to say."""
 

@@ -8,6 +8,7 @@ import torch
 from torch_mlir import ir
 
 from ..operator_call import OperatorCall
+from ..ops import ParamOp
 
 _MOST_STEPS = 64
 """Weights are expanded in a few steps; a chain that is longer is no weight."""
@@ -28,8 +29,8 @@ class ParameterExpression:
         order: list[Any] = []
         if not _trace(value, {}, order):
             return None
-        parameters = [v for v in order if v.owner.operation.name == "lutra.param"]
-        computed = [v for v in order if v.owner.operation.name != "lutra.param"]
+        parameters = [v for v in order if v.owner.operation.name == ParamOp.OPERATION_NAME]
+        computed = [v for v in order if v.owner.operation.name != ParamOp.OPERATION_NAME]
         if not parameters:
             return None
         place = {v: i for i, v in enumerate([*parameters, *computed])}
@@ -64,7 +65,7 @@ def _trace(value: Any, seen: dict[Any, bool], order: list[Any]) -> bool:
     if isinstance(value.owner, ir.Block) or len(order) > _MOST_STEPS:
         return False
     operands: list[Any] = []
-    if value.owner.operation.name != "lutra.param":
+    if value.owner.operation.name != ParamOp.OPERATION_NAME:
         operands = OperatorCall.of(value.owner)[1]
     if all(_trace(operand, seen, order) for operand in operands):
         order.append(value)

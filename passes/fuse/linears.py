@@ -4,26 +4,22 @@ from collections.abc import Iterable
 from os.path import commonpath
 from typing import Any
 
+from ...ir.ops import LinearOp, ParamOp, SplitOp, quantized_format
 from ...ir.rewriting import (
-    LinearOp,
-    ParamOp,
     Pattern,
-    SplitOp,
     activations_of,
     build,
     constant,
     defined_by,
-    name_of,
     parameter_symbol,
     paths,
-    quantized_format,
     shape_of,
     single_use,
     static_shape,
-    tensor_type,
     users,
     vtensor,
 )
+from ...ir.types import tensor_type
 from ...ir.weights.store import ParameterStore
 from ..matching import sizes
 
@@ -179,7 +175,7 @@ def _mergeable(user: Any, op: Any) -> bool:
         and static_shape(linear.weight)[1] == static_shape(op.weight)[1]
         and (linear.bias is None) == (op.bias is None)
         and tensor_type(linear.weight.type).dtype == tensor_type(op.weight.type).dtype
-        and name_of(linear.x) != "lutra.param"
+        and parameter_symbol(linear.x) is None
     )
 
 

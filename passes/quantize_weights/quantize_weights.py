@@ -14,7 +14,8 @@ import torch
 
 from ...ir.errors import CalibrationError, QuantizationError
 from ...ir.graph import Graph, Phase
-from ...ir.rewriting import LinearOp, Pattern, apply_patterns, parameter_symbol, paths, quantized_format, static_shape
+from ...ir.ops import LinearOp, quantized_format
+from ...ir.rewriting import Pattern, apply_patterns, parameter_symbol, paths, static_shape
 from ...ir.selection import Candidate
 from ...ir.weights.formats import PER_CHANNEL, QuantizedWeight, Scheme, WeightFormat, dequantize
 from ...ir.weights.rounding import RoundToNearest

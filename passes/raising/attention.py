@@ -3,17 +3,10 @@
 import math
 from typing import Any
 
-from ...ir.rewriting import (
-    AttentionOp,
-    KvUpdateOp,
-    build,
-    constant,
-    defined_by,
-    operator_name,
-    shape_of,
-    single_use,
-    tensor_type,
-)
+from ...ir.operator_call import operation_name
+from ...ir.ops import AttentionOp, KvUpdateOp
+from ...ir.rewriting import build, constant, defined_by, shape_of, single_use
+from ...ir.types import tensor_type
 from ..matching import dimension, is_fused_float, sizes
 
 
@@ -111,7 +104,7 @@ def merge_heads(op: Any, rewriter: Any) -> bool:
 
 def fuse_kv_update(op: Any, rewriter: Any) -> bool:
     """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`."""
-    if operator_name(op) != "torch.aten.index_copy":
+    if operation_name(op) != "aten.index_copy":
         return False
     cache, dim, positions, new = op.operation.operands
     if len(shape_of(cache) or ()) != 4 or constant(dim) not in (2, -2) or len(shape_of(positions) or ()) != 1:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from ...ir.rewriting import GatedMlpOp, build, constant, defined_by, shape_of
+from ...ir.ops import GatedMlpOp
+from ...ir.rewriting import build, constant, defined_by, shape_of
 from ..matching import both_orders, is_fused_float, section_of, sizes
 
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}

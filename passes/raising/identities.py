@@ -5,7 +5,8 @@ A cast to another dtype is kept even when the next one takes it back: it rounds.
 import math
 from typing import Any
 
-from ...ir.rewriting import constant, shape_of, tensor_type, users
+from ...ir.rewriting import constant, shape_of, users
+from ...ir.types import tensor_type
 
 _RETURN = "func.return"
 

@@ -12,20 +12,9 @@ from typing import Any
 
 import torch
 
-from ...ir.rewriting import (
-    LayerNormOp,
-    ParamOp,
-    Pattern,
-    RmsNormOp,
-    build,
-    constant,
-    constant_list,
-    defined_by,
-    parameter_symbol,
-    shape_of,
-    single_use,
-    tensor_type,
-)
+from ...ir.ops import LayerNormOp, ParamOp, RmsNormOp
+from ...ir.rewriting import Pattern, build, constant, constant_list, defined_by, parameter_symbol, shape_of, single_use
+from ...ir.types import tensor_type
 from ...ir.weights.expressions import ParameterExpression
 from ...ir.weights.store import ParameterStore
 from ..matching import both_orders, cast_source, is_fused_float, sizes

@@ -12,20 +12,9 @@ GLM); half by half, `cat(a * c - b * s, b * c + a * s)` over tables of D/2 colum
 
 from typing import Any
 
-from ...ir.rewriting import (
-    RopeKvUpdateOp,
-    RopeOp,
-    build,
-    build_torch,
-    constant,
-    defined_by,
-    list_type,
-    move_behind,
-    shape_of,
-    tensor_type,
-    users,
-    vtensor,
-)
+from ...ir.ops import RopeKvUpdateOp, RopeOp
+from ...ir.rewriting import build, build_torch, constant, defined_by, list_type, move_behind, shape_of, users, vtensor
+from ...ir.types import tensor_type
 from ..matching import both_orders, cast_source, dimension, is_fused_float, list_of, section_of
 
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from ...ir.errors import QuantizationError
+from ...ir.ops import LinearOp, ParamOp
 from ...ir.rewriting import (
-    LinearOp,
-    ParamOp,
     Pattern,
     build,
     build_torch,
@@ -27,10 +26,9 @@ from ...ir.rewriting import (
     set_activations,
     shape_of,
     static_shape,
-    tensor_type,
     vtensor,
 )
-from ...ir.types import TensorType
+from ...ir.types import TensorType, tensor_type
 from ...ir.weights.expressions import ParameterExpression
 from ...ir.weights.formats import PER_CHANNEL, QuantizedWeight, WeightFormat
 from ...ir.weights.store import ParameterStore

@@ -15,7 +15,8 @@ from filecheck.parser import Parser, pattern_for_opts
 from lutra.ir.context import make_context
 from lutra.ir.graph import Graph, GraphInput
 from lutra.ir.interpreter import interpret
-from lutra.ir.rewriting import operator_name
+from lutra.ir.operator_call import operation_name
+from lutra.ir.ops import ParamOp
 from lutra.ir.types import TensorType, tensor_type
 from lutra.ir.weights.store import ParameterStore
 from lutra.passes.base import PassReport
@@ -131,7 +132,7 @@ class Interpreted:
 
     def counts(self) -> Counter[str]:
         """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
-        names = Counter(operator_name(op).removeprefix("torch.").removeprefix("lutra.") for op in self.graph.operations)
+        names = Counter(operation_name(op).removeprefix("lutra.") for op in self.graph.operations)
         skipped = ("constant.", "prim.", "param", "return", "func.return", "vtensor.literal")
         return Counter({name: n for name, n in names.items() if not name.startswith(skipped)})
 
@@ -171,7 +172,7 @@ def parse() -> Callable[[str], Parsed]:
         types = [tensor_type(a.type) for a in function.regions[0].blocks[0].arguments]
         graph = Graph(module, ParameterStore(), "encode", [GraphInput(i, f"arg{i}") for i in range(len(types))])
         for op in graph.operations:
-            if operator_name(op) == "lutra.param":
+            if isinstance(op, ParamOp):
                 graph.store.bind(op.sym.value, _random(tensor_type(op.out.type)))
         return Parsed(graph, [_random(type_) for type_ in types])
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from lutra.ir.dialect import GatedMlpOp
-from lutra.ir.rewriting import name_of
+from lutra.ir.ops import GatedMlpOp
+from lutra.ir.rewriting import defined_by
 from lutra.ir.weights.formats import WeightFormat, dequantize
 from lutra.ir.weights.rounding import RoundToNearest
 from torch import nn
@@ -81,7 +81,7 @@ def test_a_merged_gate_reads_the_product_of_the_experts(interpreted: Callable[..
     with torch.no_grad():
         torch.compile(mixtral(), backend=backend)(tokens, use_cache=False)
     (gate,) = [op for op in backend.graph.operations if isinstance(op, GatedMlpOp)]
-    assert gate.up is None and name_of(gate.gate) == "lutra.grouped_linear"
+    assert gate.up is None and defined_by(gate.gate, "lutra.grouped_linear")
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def decode_attention(
 ) -> tirx.PrimFunc | None:
     """`out[B, 1, H * D]` from q `[B, H, 1, D]`, k and v `[B, G, L, D]` and a mask; None where D is no multiple of 16.
 
-    Softmax in float32 over the scores of one head (formula in `ir/dialect.py`); a head whose keys are all excluded
-    gives 0."""
+    Softmax in float32 over the scores of one head (formula in `ir/ops/attention.py`); a head whose keys are all
+    excluded gives 0."""
     if head % LANES:
         return None
     share = heads // kv_heads

@@ -17,7 +17,7 @@ def norm(
     k: int, dtype: str, weight_dtype: str, eps: float, kind: str, bias: bool, round_before_weight: bool
 ) -> tirx.PrimFunc:
     """`out[m, k]` from `(x[m, k], weight[k], bias[k]?)`; `kind`: "rms" or "layer". The formulas stand in
-    `ir/dialect.py`."""
+    `ir/ops/norm.py`."""
     m = tirx.Var("m", "int64")
     vectors, tail = divmod(k, LANES)
 

@@ -209,7 +209,7 @@ ACTIVATIONS: dict[str, Callable[[Expr, int], Expr]] = {
     "gelu_tanh": gelu_tanh,
     "relu": relu,
 }
-"""The functions of `ir.dialect.ACTIVATIONS`."""
+"""The functions of `ir.ops.gate.ACTIVATIONS`."""
 
 
 def absolute(x: Expr, lanes: int) -> Expr:

@@ -4,7 +4,7 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from ....ir.rewriting import defined_by, name_of
+from ....ir.rewriting import defined_by, is_argument
 from ...kernels.cpu.attention import Mask, decode_attention
 from ...kernels.cpu.kv_cache import Columns, kv_update, rope_kv_update
 from ..builder import Lowering
@@ -98,7 +98,7 @@ def _overwritable(low: Lowering, cache: Any, updated: Any) -> Any:
         return low.library("copy", [low[cache]], low.tensor_type(cache))
     if cache in low.updated:
         low.updated[updated] = low.updated[cache]
-    elif not name_of(cache):
+    elif is_argument(cache):
         low.updated[updated] = cache.arg_number
     return low[cache]
 

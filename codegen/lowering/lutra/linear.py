@@ -10,7 +10,8 @@ from typing import Any
 
 from tvm import relax
 
-from ....ir.rewriting import activations_of, parameter_symbol, quantized_format
+from ....ir.ops import quantized_format
+from ....ir.rewriting import activations_of, parameter_symbol
 from ....ir.weights.formats import WeightFormat
 from ...kernels.cpu import triples
 from ...kernels.cpu.activations import precompute, precompute_outputs

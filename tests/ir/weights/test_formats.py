@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lutra.ir.errors import QuantizationError
-from lutra.ir.reference import linear, table, table_linear
+from lutra.ir.ops import LinearOp, TableLinearOp, TableOp
 from lutra.ir.weights.formats import (
     BITS,
     PER_CHANNEL,
@@ -65,19 +65,19 @@ def test_dequantised_weights_are_exact_up_to_one_rounding(format_: WeightFormat)
 
 
 def test_complementary_patterns_give_opposite_sums():
-    entries = table(torch.randint(-99, 100, (3, 22)).float(), half=False)
+    entries = TableOp.reference(torch.randint(-99, 100, (3, 22)).float(), half=False)
     assert entries.shape == (3, 6, 16)
     assert torch.equal(entries, -entries.flip(-1))
 
 
 def test_half_tables_are_the_entries_whose_top_bit_is_clear():
     x = torch.randint(-99, 100, (3, 22)).float()
-    assert torch.equal(table(x, half=True), table(x, half=False)[..., :8])
+    assert torch.equal(TableOp.reference(x, half=True), TableOp.reference(x, half=False)[..., :8])
 
 
 def test_table_entries_are_signed_sums_of_four_columns():
     x = torch.randn(2, 8, dtype=torch.float64)
-    entries = table(x, half=False)
+    entries = TableOp.reference(x, half=False)
     for pattern in range(16):
         signs = torch.tensor([1.0 if pattern >> k & 1 else -1.0 for k in range(4)], dtype=torch.float64)
         torch.testing.assert_close(
@@ -89,17 +89,20 @@ def test_table_entries_are_signed_sums_of_four_columns():
 def test_half_and_full_tables_and_the_linear_give_the_same_sums(format_: WeightFormat):
     weight, x = random_weight(format_, exact=True), torch.randint(-4, 5, (3, 96)).float()
     expected = x.double() @ exact_values(weight).T
-    half, full = (table_linear(table(x, half=half), weight) for half in (True, False))
+    half, full = (TableLinearOp.reference(TableOp.reference(x, half=half), weight) for half in (True, False))
     assert torch.equal(half.double(), expected)
     assert torch.equal(full.double(), expected)
-    assert torch.equal(linear(x, weight).double(), expected)
+    assert torch.equal(LinearOp.reference(x, weight).double(), expected)
 
 
 def test_columns_that_do_not_fill_a_table_count_as_zero():
     format_ = WeightFormat(3, PER_CHANNEL, "asymmetric")
     weight, x = random_weight(format_, k=22, exact=True), torch.randint(-4, 5, (3, 22)).float()
     for half in (True, False):
-        assert torch.equal(table_linear(table(x, half=half), weight).double(), x.double() @ exact_values(weight).T)
+        assert torch.equal(
+            TableLinearOp.reference(TableOp.reference(x, half=half), weight).double(),
+            x.double() @ exact_values(weight).T,
+        )
 
 
 @pytest.mark.parametrize(

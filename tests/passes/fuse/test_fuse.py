@@ -127,12 +127,13 @@ def test_grouped_heads_reach_attention_without_being_repeated(
 def test_every_fused_operation_keeps_the_paths_of_its_modules(
     make_model: Callable[..., nn.Module], interpreted: Callable[..., Any], tokens: torch.Tensor
 ):
-    from lutra.ir.rewriting import operator_name, paths
+    from lutra.ir.operator_call import operation_name
+    from lutra.ir.rewriting import paths
 
     model, backend = make_model("llama"), interpreted({"fuse": {}})
     with torch.no_grad():
         torch.compile(model, backend=backend)(tokens, use_cache=False)
-    linears = [paths(op) for op in backend.graph.operations if operator_name(op) == "lutra.linear"]
+    linears = [paths(op) for op in backend.graph.operations if operation_name(op) == "lutra.linear"]
     modules = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert {path for own in linears for path in own} == modules
     attention = "model.layers.0.self_attn"

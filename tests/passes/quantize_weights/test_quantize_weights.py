@@ -8,7 +8,9 @@ import pytest
 import torch
 from lutra import calibrate
 from lutra.ir.errors import CalibrationError, QuantizationError, RecipeError, SelectorError
-from lutra.ir.rewriting import operator_name, paths, quantized_format
+from lutra.ir.operator_call import operation_name
+from lutra.ir.ops import quantized_format
+from lutra.ir.rewriting import paths
 from lutra.ir.weights.formats import WeightFormat, dequantize
 from lutra.ir.weights.rounding import RoundToNearest
 from lutra.passes.quantize_weights.gptq import Gptq
@@ -42,7 +44,7 @@ def formats(backend: Any) -> dict[str, str]:
     """Module path -> short name of its weight's format, "float" for a plain tensor."""
     found = {}
     for op in backend.graph.operations:
-        if operator_name(op) in ("lutra.linear", "lutra.table_linear"):
+        if operation_name(op) in ("lutra.linear", "lutra.table_linear"):
             quantized = quantized_format(op.weight.type)
             found |= dict.fromkeys(paths(op), quantized[2].describe() if quantized else "float")
     return found
@@ -276,7 +278,7 @@ def test_hqq_and_gptq_compute_with_the_weights_of_their_rules(block: tuple[nn.Mo
         return Gptq(format_, found.gram, True)
 
     check_values(backend, with_weights(model, rule), x)
-    symbols = {op.sym.value for op in backend.graph.operations if operator_name(op) == "lutra.param"}
+    symbols = {op.sym.value for op in backend.graph.operations if operation_name(op) == "lutra.param"}
     assert any(symbol.endswith(f"@s3g32-search-gptq-{calibration.fingerprint}") for symbol in symbols)
 
 
@@ -315,7 +317,7 @@ def test_a_budget_is_spent_where_errors_matter_and_decided_once(
 
 def backend_weights(backend: Any) -> list[str]:
     """Symbols of the quantised weights of the graph."""
-    names = (op.sym.value for op in backend.graph.operations if operator_name(op) == "lutra.param")
+    names = (op.sym.value for op in backend.graph.operations if operation_name(op) == "lutra.param")
     return [name for name in names if "@" in name]
 
 

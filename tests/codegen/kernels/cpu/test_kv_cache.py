@@ -4,7 +4,7 @@ import pytest
 import torch
 from lutra.codegen.kernels.cpu.kv_cache import Columns, kv_update, rope_kv_update
 from lutra.codegen.lowering.symbols import dtype_name
-from lutra.ir.reference import REFERENCE
+from lutra.ir.ops import RopeKvUpdateOp
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -50,7 +50,7 @@ def reference(rows, starts, sizes, cos, sin, caches, positions):
         x[..., start : start + n * head].unflatten(-1, (n, head))
         for x, start, n in zip(rows, starts, (heads, kv_heads, kv_heads), strict=True)
     ]
-    return REFERENCE["lutra.rope_kv_update"](*parts, cos, sin, *caches, positions)
+    return RopeKvUpdateOp.reference(*parts, cos, sin, *caches, positions)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
