@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ..ir.errors import LutraError, did_you_mean
+from ..ir.errors import LutraError, did_you_mean, shown
 from ..ir.ops import OPERATIONS, Op, base
 from ..ir.ops.base import Field
 from .app import app
@@ -54,16 +54,13 @@ def _named(name: str | None) -> list[type[Op]]:
     found = OPERATIONS.get(f"lutra.{name.removeprefix('lutra.')}")
     if found is None:
         known = [known.removeprefix("lutra.") for known in OPERATIONS]
-        raise LutraError(f"there is no operation {name!r}: {did_you_mean(name.removeprefix('lutra.'), known)}")
+        raise LutraError(f"there is no operation {shown(name)}: {did_you_mean(name.removeprefix('lutra.'), known)}")
     return [found]
 
 
 def _listed(fields: tuple[Field, ...]) -> str:
-    def shown(field: Field) -> str:
-        note = "may be left out" if field.optional else field.kind
-        return f"`{field.name}` ({note})" if note else f"`{field.name}`"
-
-    return ", ".join(map(shown, fields))
+    notes = ["may be left out" if field.optional else field.kind for field in fields]
+    return ", ".join(f"`{f.name}` ({note})" if note else f"`{f.name}`" for f, note in zip(fields, notes, strict=True))
 
 
 def _memory(cls: type[Op]) -> str:

@@ -20,7 +20,8 @@ class AttentionOp(Op, name="attention"):
 
     q `[B, H, S, D]`, k and v `[B, G, L, D]`; mask bool (True = attend) or additive, broadcastable to `[B, H, S, L]`.
     `causal`: query i sees keys j <= i (top-left aligned, as torch's `is_causal`). `merge_heads`: the result is
-    `[B, S, H * D]`, else `[B, H, S, D]`. A query that may attend nothing gives zeros."""
+    `[B, S, H * D]`, else `[B, H, S, D]`. A query that may attend nothing gives zeros. Sources: Vaswani et al. 2017;
+    Ainslie et al. 2023 (grouped heads)."""
 
     q: Operand[Any]
     k: Operand[Any]

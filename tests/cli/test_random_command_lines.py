@@ -83,6 +83,7 @@ OPTIONS: dict[str, st.SearchStrategy[str]] = {
 TAKES = {
     "recipes": ["--var"],
     "passes": [],
+    "ops": [],
     "targets": [],
     "profile": ["--recipe", "--var", "--dtype", "--prompt", "--new-tokens", "--trace"],
     "explain": ["--recipe", "--var", "--dtype", "--batch", "--context"],
@@ -105,6 +106,8 @@ def command_lines(draw: st.DrawFn) -> list[str]:
         words.append(draw(st.sampled_from(MODELS)))
     elif command == "recipes":
         words += draw(st.lists(st.sampled_from(NAMES) | texts(), max_size=1))
+    elif command == "ops":
+        words += draw(st.lists(st.sampled_from(["linear", "lutra.rope", "linaer", "lutra.", ""]) | texts(), max_size=1))
     if command == "pack":
         words += ["-o", draw(st.sampled_from(FOLDERS))]
     for name in draw(st.lists(st.sampled_from(TAKES[command] or list(OPTIONS)), max_size=2)):

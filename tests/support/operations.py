@@ -39,11 +39,8 @@ def written(name: str, /, **fields: Any) -> str:
         attributes.append(f"operandSegmentSizes = array<i32: {present}>")
     results = [fields[field.name] for field in signature.results]
     arguments = ", ".join(f"%{name}: {type_}" for name, type_ in operands.items() if name not in PARAMETERS)
-    lines = [
-        f'%{name} = "lutra.param"() {{sym = "{name}"}} : () -> {operands[name]}'
-        for name in PARAMETERS
-        if name in operands
-    ]
+    given = [name for name in PARAMETERS if name in operands]
+    lines = [f'%{name} = "lutra.param"() {{sym = "{name}"}} : () -> {operands[name]}' for name in given]
     lines.append(
         f'%r:{len(results)} = "lutra.{name}"({", ".join(f"%{name}" for name in operands)}) '
         f"{{{', '.join(attributes)}}} : ({', '.join(operands.values())}) -> ({', '.join(results)})"
@@ -89,4 +86,4 @@ def close(got: torch.Tensor, expected: torch.Tensor) -> None:
 def _attribute(value: int | float | str) -> str:
     if isinstance(value, str):
         return f'"{value}"'
-    return f"{value} : i64" if isinstance(value, int) else f"{value!r} : f64"
+    return f"{value} : i64" if isinstance(value, int) else f"{value:.17e} : f64"

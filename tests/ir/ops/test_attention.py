@@ -1,5 +1,6 @@
 """Attention: what the verifier refuses, the reference in float64, its cost by hand and in a decode step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from lutra.ir.analysis.amounts import CONTEXT, Amount
 from lutra.ir.analysis.cost import graph_costs
 from lutra.ir.ops import AttentionOp
-from lutra.tests.support.assets import TINY_LLAMA
 from lutra.tests.support.graphs import graphs_of
 from lutra.tests.support.operations import close, cost, read_back, refusal, tensor, written
+from lutra.torch_plugin.models.causal_lm import generate
 
 X, Q, KV, ANY = tensor(2, "?", 64), tensor(2, 4, "?", 8), tensor(2, 2, 16, 8), tensor("?", "?", "?", "?")
 ATTENTION = {"q": Q, "k": KV, "v": KV, "scale": 1.0, "causal": 0, "merge_heads": 1, "out": tensor(2, "?", 32)}
@@ -76,11 +77,8 @@ def test_it_costs_all_keys_or_in_a_decode_step_under_a_mask_the_context():
     assert cost(masked, "decode") == Amount(0, q + 2 * 2 * 2 * CONTEXT * 8 * 4 + 32, q, 2 * 4 * CONTEXT * (4 * 8 + 5))
 
 
-def test_attention_of_a_decode_step_costs_the_context_and_not_the_cache():
-    transformers = pytest.importorskip("transformers")
-    model = transformers.AutoModelForCausalLM.from_pretrained(TINY_LLAMA).eval()
-    from lutra.torch_plugin.models.causal_lm import generate
-
+def test_attention_of_a_decode_step_costs_the_context_and_not_the_cache(make_model: Callable[[str], Any]):
+    model = make_model("llama")
     torch._dynamo.reset()
     model.compile(backend="lutra", options={"recipe": "none"})
     generate(model, 9, 3)
