@@ -2,8 +2,8 @@
 
     print(lutra.explain(model, context=512))
 
-Bytes and operations are the formulas of `ir/analysis/cost.py`; a time is the larger of work over rate and bytes over
-the read ceiling, and a fixed cost for each kernel call and for the step. Rates are those of `machine.py`.
+Bytes and operations are the formulas of `ir/ops` and `ir/analysis/cost.py`; a time is the larger of work over rate and
+bytes over the read ceiling, and a fixed cost for each kernel call and for the step. Rates are those of `machine.py`.
 """
 
 from collections.abc import Iterable
