@@ -30,8 +30,8 @@ from ..codegen.targets import get_target
 from ..ir.analysis.amounts import CONTEXT
 from ..ir.analysis.cost import graph_costs, total
 from ..ir.errors import LutraError
-from ..ir.torch_private import many_versions
 from ..ir.ops import AttentionOp
+from ..ir.torch_private import many_versions
 from ..ir.weights.formats import WeightFormat
 from ..torch_plugin.inspect.progress import ProgressBar
 from ..torch_plugin.inspect.report import states_of

@@ -20,8 +20,8 @@ from torch_mlir import ir
 from ..errors import CaptureError, LutraError
 from ..graph import UNLIMITED, Graph
 from ..operator_call import OperatorCall, place
-from ..torch_private import ConstantSource, FakeTensorMode, enable_python_dispatcher
 from ..ops import OPERATIONS, NumberOp, quantized_format
+from ..torch_private import ConstantSource, FakeTensorMode, enable_python_dispatcher
 from ..types import as_tensor_type
 from ..weights.formats import QuantizedWeight, WeightFormat
 from .sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, expressions

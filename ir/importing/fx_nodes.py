@@ -14,8 +14,8 @@ from torch_mlir.dialects import func
 from torch_mlir.extras import fx_importer as fxi
 
 from ..analysis.sizes import SIZES_ATTRIBUTE, Described, SymbolicValue, describe, is_static, spelled
-from ..torch_private import OpOverload
 from ..ops import NumberOp, ParamOp
+from ..torch_private import OpOverload
 from .fx_regions import call_region
 
 PATH_ATTRIBUTE = "lutra.path"
