@@ -160,6 +160,17 @@ def _named(terms: Terms, dims: dict[Any, Dims]) -> dict[Any, tuple[Dimension, ..
     numbers = {atom: number for number, atom in enumerate(atoms)}
     names = {}
     for atom, number in numbers.items():
-        made_of = frozenset(numbers[source] for source in terms.sources(atom) if source in numbers)
-        names[atom] = Axis(number, atom.kind, atom.size, made_of)
+        sources = terms.sources(atom)
+        kind = atom.kind if atom.kind != "unknown" or atom.contested else _kind_of_parts({a.kind for a in sources})
+        names[atom] = Axis(number, kind, atom.size, frozenset(numbers[a] for a in sources if a in numbers))
     return {value: tuple(tuple(names[atom] for atom in dim) for dim in found) for value, found in resolved.items()}
+
+
+def _kind_of_parts(kinds: set[Kind]) -> Kind:
+    """Of what is cut from axes of such kinds, or joined of them: some features are features, some positions are not the
+    sequence."""
+    known = kinds - {"unknown"}
+    if not known or not known <= {"feature", "head", "head_size"}:
+        return "unknown"
+    finer = known - {"feature"}
+    return finer.pop() if len(finer) == 1 else "feature"

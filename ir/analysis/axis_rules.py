@@ -22,15 +22,15 @@ def _table(*rows: tuple[Rule, str]) -> dict[str, Rule]:
 
 
 RULES = _table(
-    (elementwise, "aten.where aten.masked_fill aten.dropout aten.native_dropout"),
+    (elementwise, "aten.copy aten.where aten.masked_fill aten.dropout aten.native_dropout"),
     (
         like_first,
         "aten.clone aten._to_copy aten.to prims.convert_element_type aten.contiguous aten.lift_fresh_copy aten.detach "
-        "aten.alias aten.cumsum aten.cumprod aten._log_softmax aten.log_softmax aten.triu aten.tril aten.flip aten.roll "
-        "aten.masked_scatter aten.index_put aten.scatter aten.scatter_add aten.scatter_reduce aten.slice_scatter "
+        "aten.alias aten.cumsum aten.cumprod aten._log_softmax aten.log_softmax aten.triu aten.tril aten.flip "
+        "aten.roll aten.masked_scatter aten.index_put aten.scatter aten.scatter_add aten.scatter_reduce aten.slice_scatter "
         "aten.select_scatter aten.sort aten.argsort aten.zeros_like aten.ones_like aten.full_like aten.empty_like "
         "aten.rand_like aten.randn_like aten.group_norm aten.native_group_norm aten.batch_norm "
-        "aten._native_batch_norm_legit_no_training aten.copy",
+        "aten._native_batch_norm_legit_no_training",
     ),
     (views.reshape, "aten.view aten._unsafe_view aten.reshape aten.flatten aten.unflatten aten._reshape_alias"),
     (views.permuted, "aten.transpose aten.permute aten.t aten.numpy_T"),
@@ -41,10 +41,11 @@ RULES = _table(
     (views.repeat_interleave, "aten.repeat_interleave"),
     (
         views.cut,
-        "aten.slice aten.narrow aten.split aten.split_with_sizes aten.chunk aten.topk aten.constant_pad_nd aten.pad "
+        "aten.slice aten.narrow aten.split aten.split_with_sizes aten.chunk aten.constant_pad_nd aten.pad "
         "aten.avg_pool2d aten.max_pool2d aten.adaptive_avg_pool2d aten.upsample_bicubic2d aten.upsample_bilinear2d "
         "aten.upsample_nearest2d",
     ),
+    (views.top, "aten.topk"),
     (views.without, "aten.select aten.unbind"),
     (views.cat, "aten.cat aten.concat"),
     (views.stack, "aten.stack"),
@@ -102,3 +103,25 @@ def _is_pointwise(name: str) -> bool:
         return torch.Tag.pointwise in overload(name).tags
     except CaptureError:
         return False
+
+
+def keeps_axes(name: str) -> bool:
+    """Results have the axes, and follow from the elements, of an operand at the same places (of its row, for norms)."""
+    return _rule(name) in (elementwise, like_first, products.norm) and "_like" not in name
+
+
+def contracts(name: str) -> bool:
+    """Every element of a result follows from many of an operand, by weights or by other operands."""
+    return _rule(name) in _CONTRACTIONS
+
+
+_CONTRACTIONS = {
+    products.linear,
+    products.addmm,
+    products.matmul,
+    products.table_linear,
+    products.grouped_linear,
+    products.grouped_matmul,
+    products.attention,
+    products.convolution,
+}

@@ -132,10 +132,11 @@ class Terms:
         other.bound = (one,)
 
     def anchor(self, dim: Dim, kind: Kind) -> None:
-        """`dim` is of that kind; of a product only the rows and columns that are a sequence together."""
+        """`dim` is of that kind. Of a product all factors are: rows and columns that are a sequence together, pairs of
+        features of a head; but not where that would say more of a batch or of heads than is known."""
         atoms = self.resolved(dim)
         atoms = tuple(a for a in atoms if a.size != 1) or atoms
-        if len(atoms) != 1 and (kind not in ("sequence", "key") or any(a.kind not in _PARTS[kind] for a in atoms)):
+        if len(atoms) != 1 and any(atom.kind not in _PARTS.get(kind, ()) for atom in atoms):
             return
         for atom in atoms:
             found = stronger(atom.kind, kind)
@@ -196,7 +197,12 @@ class Terms:
         return tuple(taken)
 
 
-_PARTS: dict[Kind, tuple[Kind, ...]] = {"sequence": ("unknown", "space", "key", "sequence"), "key": ("unknown", "space")}
+_PARTS: dict[Kind, set[Kind]] = {
+    "sequence": {"unknown", "space", "key", "sequence"},
+    "key": {"unknown", "space"},
+    "head_size": {"unknown", "feature", "head_size"},
+}
+"""What the factors of such an axis may be."""
 
 
 def stronger(one: Kind, other: Kind) -> Kind | None:

@@ -78,6 +78,13 @@ def cut(step: Step) -> list[Dims]:
     return [step.fitted(x, index) for index in range(len(step.results))]
 
 
+def top(step: Step) -> list[Dims]:
+    """As many entries of a dimension as asked for."""
+    x = step.dims("self")
+    dim = step.number("dim", -1) % len(x)
+    return [(*x[:dim], (Atom(step.shape[dim]),), *x[dim + 1 :])] * len(step.results)
+
+
 def without(step: Step) -> list[Dims]:
     """One entry of a dimension (`select`), or all of them apart (`unbind`)."""
     x = step.dims("self")

@@ -92,6 +92,10 @@ class Interpreted:
         """Run more passes on the only graph."""
         return run_passes(self.graph, _steps(*recipe), self.facts, calibration=calibration, strict=strict)
 
+    def run_passes(self, graph: Graph, *recipe: str | Mapping[str, Any]) -> list[PassReport]:
+        """Run more passes on one of the graphs."""
+        return run_passes(graph, _steps(*recipe), self.facts)
+
     def counts(self) -> Counter[str]:
         """Operations of the only graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
         names = Counter(operator_name(op).removeprefix("torch.").removeprefix("lutra.") for op in self.graph.operations)
