@@ -27,7 +27,7 @@ RULES = _table(
         like_first,
         "aten.clone aten._to_copy aten.to prims.convert_element_type aten.contiguous aten.lift_fresh_copy aten.detach "
         "aten.alias aten.cumsum aten.cumprod aten._log_softmax aten.log_softmax aten.triu aten.tril aten.flip "
-        "aten.roll aten.masked_scatter aten.index_put aten.scatter aten.scatter_add aten.scatter_reduce aten.slice_scatter "
+        "aten.roll aten.masked_scatter aten.scatter aten.scatter_add aten.scatter_reduce aten.slice_scatter "
         "aten.select_scatter aten.sort aten.argsort aten.zeros_like aten.ones_like aten.full_like aten.empty_like "
         "aten.rand_like aten.randn_like aten.group_norm aten.native_group_norm aten.batch_norm "
         "aten._native_batch_norm_legit_no_training",
@@ -55,6 +55,7 @@ RULES = _table(
         "aten.all aten.any aten.prod aten.norm aten.linalg_vector_norm aten.logsumexp aten.var_mean aten.std_mean",
     ),
     (views.index, "aten.index"),
+    (views.index_put, "aten.index_put"),
     (views.index_select, "aten.index_select"),
     (views.gather, "aten.gather"),
     (views.index_copy, "aten.index_copy aten.index_add"),
@@ -107,7 +108,7 @@ def _is_pointwise(name: str) -> bool:
 
 def keeps_axes(name: str) -> bool:
     """Results have the axes, and follow from the elements, of an operand at the same places (of its row, for norms)."""
-    return _rule(name) in (elementwise, like_first, products.norm) and "_like" not in name
+    return _rule(name) in (elementwise, like_first, products.norm, views.index_put) and "_like" not in name
 
 
 def contracts(name: str) -> bool:

@@ -1,5 +1,7 @@
 """Rules of what moves, cuts, joins, reduces or looks up."""
 
+from contextlib import suppress
+
 import sympy
 
 from ..rewriting import defined_by, shape_of
@@ -122,17 +124,30 @@ def reduced(step: Step) -> list[Dims]:
 
 
 def index(step: Step) -> list[Dims]:
-    """`x[indices]`, None among them for a dimension that is kept."""
-    x, made = step.dims("self"), defined_by(step.argument("indices"), "prim.ListConstruct")
+    """`x[indices]`."""
+    return [_indexed(step, step.dims("self"))]
+
+
+def index_put(step: Step) -> list[Dims]:
+    """`x` with `values` at `x[indices]`."""
+    x = step.dims("self")
+    with suppress(Computed):
+        step.joined(_indexed(step, x), step.dims("values"))
+    return [x]
+
+
+def _indexed(step: Step, x: Dims) -> Dims:
+    """`x[indices]`, None among them for a dimension that is kept. A mask takes as many entries as it has true."""
+    made = defined_by(step.argument("indices"), "prim.ListConstruct")
     given = [] if made is None else list(made.operands)
     places = [number for number, value in enumerate(given) if shape_of(value) is not None]
-    if made is None or any(str(value.type).endswith(",i1>") for value in given):  # a mask: as many as are true
+    if not places or any(str(value.type).endswith(",i1>") for value in given):
         raise Computed
     found = step.joined(*(step.read(given[number]) for number in places))
     kept = [dim for number, dim in enumerate(x) if number not in places]
     adjacent = places == list(range(places[0], places[-1] + 1))
     first = places[0] if adjacent else 0
-    return [(*kept[:first], *found, *kept[first:])]
+    return (*kept[:first], *found, *kept[first:])
 
 
 def index_select(step: Step) -> list[Dims]:

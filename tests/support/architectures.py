@@ -202,7 +202,7 @@ ENCODERS: dict[str, Architecture] = {
         {"albert.encoder.albert_layer_groups.0.albert_layers.0": 3},
     ),
     "vit": Architecture(
-        lambda s: hf.ViTModel(hf.ViTConfig(**_vision(s))), _images, {"encoder.layer": 2}, sequence=False
+        lambda s: hf.ViTModel(hf.ViTConfig(**_vision(s))), _images, {"layers": 2}, sequence=False
     ),
     "t5": Architecture(_t5, _both_ends, {"encoder.block": 2, "decoder.block": 3}),
     "bart": Architecture(_bart, _both_ends, {"model.encoder.layers": 2, "model.decoder.layers": 3}),
