@@ -106,9 +106,12 @@ def _is_pointwise(name: str) -> bool:
         return False
 
 
-def keeps_axes(name: str) -> bool:
-    """Results have the axes, and follow from the elements, of an operand at the same places (of its row, for norms)."""
-    return _rule(name) in (elementwise, like_first, products.norm, views.index_put) and "_like" not in name
+def keeps_places(name: str) -> bool:
+    """An element of a result follows from the one at its place of an operand (in norms from its row), if axes agree."""
+    return _rule(name) in _IN_PLACE and "_like" not in name
+
+
+_IN_PLACE = {elementwise, like_first, products.norm, views.index_put, views.reshape}
 
 
 def contracts(name: str) -> bool:

@@ -1,10 +1,12 @@
 """Rules of what moves, cuts, joins, reduces or looks up."""
 
 from contextlib import suppress
+from typing import Any
 
 import sympy
 
-from ..rewriting import defined_by, shape_of
+from ..operator_call import operation_name
+from ..rewriting import constant, defined_by, shape_of
 from .axis_step import Computed, Step
 from .axis_terms import Atom, Dim, Dims, quotient
 
@@ -143,11 +145,28 @@ def _indexed(step: Step, x: Dims) -> Dims:
     places = [number for number, value in enumerate(given) if shape_of(value) is not None]
     if not places or any(str(value.type).endswith(",i1>") for value in given):
         raise Computed
-    found = step.joined(*(step.read(given[number]) for number in places))
+    read = {number: step.read(given[number]) for number in places}
+    for number, dims in read.items():
+        named = [dim for dim in dims if step.terms.size(dim) != 1]
+        if len(named) == 1 and _counts(given[number]) and step.terms.size(named[0]) == step.terms.size(x[number]):
+            step.terms.unify(x[number], named[0])
+    found = step.joined(*read.values())
     kept = [dim for number, dim in enumerate(x) if number not in places]
     adjacent = places == list(range(places[0], places[-1] + 1))
     first = places[0] if adjacent else 0
     return (*kept[:first], *found, *kept[first:])
+
+
+def _counts(value: Any) -> bool:
+    """`value` is 0, 1, 2, ... along its only dimension that is no unit: all entries of a dimension of its size."""
+    while (op := defined_by(value, *_SAME_NUMBERS)) is not None:
+        if operation_name(op.operation) == "aten.add.Scalar" and constant(op.operands[1]) != 0:
+            return False
+        value = op.operands[0]
+    return defined_by(value, "aten.arange") is not None
+
+
+_SAME_NUMBERS = ("aten.unsqueeze", "aten.view", "aten.clone", "aten._to_copy", "aten.add.Scalar")
 
 
 def index_select(step: Step) -> list[Dims]:

@@ -9,7 +9,7 @@ An operation belongs to the last layer whose entry it depends on. What depends o
 alone reads it: its weights, and what it makes of a cache or of the encoder's states.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from ..graph import Graph
 from ..operator_call import operation_name
 from ..rewriting import paths
 from ..types import as_tensor_type
-from .axes import Axes, Dimension, axes
-from .axis_rules import contracts, keeps_axes
+from .axes import Axes, Axis, Dimension, axes
+from .axis_rules import contracts, keeps_places
 
 Role = Literal["mask", "rope", "positions", "cache", "states", "other"]
 """`states`: activations of another stack, or of another layer. `cache`: keys and values, and whatever else the graph
@@ -119,6 +119,7 @@ class _Search:
                 self._users.setdefault(value, []).append(number)
             self._before.append(before)
         self._contractions = sum(1 << n for n, name in enumerate(self._names) if contracts(name))
+        self._still = sum(1 << n for n, name in enumerate(self._names) if name.startswith(_STILL))
 
     def run(self) -> Layers:
         for number, operation in enumerate(self._operations):
@@ -149,7 +150,7 @@ class _Search:
             return None
         result = operation.results[0]
         for stream, branch in pairs:
-            if stream not in self.axes.dimensions or self.axes.of(stream) != self.axes.of(result):
+            if stream not in self.axes.dimensions or self._entries(stream) != self._entries(result):
                 continue
             before = self._sums[stream].base if stream in self._sums else stream
             for base in (stream, before):
@@ -175,12 +176,16 @@ class _Search:
         return None
 
     def _carried(self, value: Any) -> list[Any]:
-        """Operands that lie at the same places of the same axes as `value`."""
+        """Operands whose elements lie at the same places of the same axes as those of `value`."""
         number = self._number.get(value)
-        if number is None or not keeps_axes(self._names[number]):
+        if number is None or not keeps_places(self._names[number]):
             return []
         tensors = [v for v in self._operations[number].operands if v in self.axes.dimensions]
-        return [v for v in tensors if self.axes.of(v) == self.axes.of(value)]
+        return [v for v in tensors if self._entries(v) == self._entries(value)]
+
+    def _entries(self, value: Any) -> tuple[Axis, ...]:
+        """All axes in order: `[B, S, F]` and `[B * S, F]` hold the same elements in the same order."""
+        return tuple(axis for dimension in self.axes.of(value) for axis in dimension)
 
     def _runs(self) -> Iterator[list[_Sum]]:
         """The longest chains of sums, each sum in one."""
@@ -280,11 +285,7 @@ class _Search:
 
     def _is_weight(self, number: int) -> bool:
         """A parameter, a constant, or what depends on nothing else."""
-        arguments = self._before[number] >> len(self._operations)
-        return not arguments and all(self._names[n] in _STILL or "constant" in self._names[n] for n in self._inner(number))
-
-    def _inner(self, number: int) -> Iterable[int]:
-        return (number, *_bits(self._before[number]))
+        return not (self._before[number] | 1 << number) & ~self._still
 
     def _layer(self, index: int, path: str, entry: Any, exit_: Any, numbers: list[int]) -> Layer:
         own = set(numbers)
@@ -330,7 +331,8 @@ class _Search:
         return "states" if kinds and kinds[-1] == "feature" and not positions.isdisjoint(kinds) else "other"
 
 
-_STILL = {"lutra.param", "lutra.number", "vtensor.literal", "prim.ListConstruct"}
+_STILL = ("lutra.param", "lutra.number", "vtensor.literal", "constant.", "prim.ListConstruct")
+"""What only names what is there; parameters are turned by views of them."""
 
 
 def _is_integer(dtype: Any) -> bool:

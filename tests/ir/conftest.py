@@ -1,16 +1,14 @@
-"""Graphs from text, and a torch.compile backend that captures graphs and runs them with the interpreter."""
+"""Graphs from text, and a backend that captures them of models in miniature."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from lutra.ir.context import make_context
 from lutra.ir.graph import Graph, GraphInput
-from lutra.ir.interpreter import interpret
 from lutra.ir.weights.store import ParameterStore
-from lutra.torch_plugin.capture import capture
-from lutra.torch_plugin.retracing import trace_as_wanted
+from lutra.tests.support.capture import Interpreted
 from torch import nn
 from torch_mlir import ir
 
@@ -30,44 +28,10 @@ def parse() -> Callable[..., Graph]:
     return make
 
 
-class Captured:
-    """A backend that interprets what it captures. `calls`: graph and arguments of each run."""
-
-    def __init__(self) -> None:
-        self.store = ParameterStore()
-        self.graphs: list[Graph] = []
-        self.calls: list[tuple[Graph, list[Any]]] = []
-
-    @property
-    def graph(self) -> Graph:
-        """The only graph."""
-        (graph,) = self.graphs
-        return graph
-
-    def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        trace_as_wanted(gm, inputs)
-        return capture(gm, inputs, self.store, self._compile)
-
-    def _compile(self, graph: Graph, _: torch.fx.GraphModule) -> Callable[..., Any]:
-        self.graphs.append(graph)
-
-        def run(arguments: list[Any]) -> list[Any]:
-            inputs = [arguments[i.position] for i in graph.inputs]
-            self.calls.append((graph, [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]))
-            outputs = interpret(graph, inputs)
-            for result, argument in graph.mutations.items():
-                inputs[argument].copy_(outputs[result])
-            return [value for i, value in enumerate(outputs) if i not in graph.mutations]
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
-
-
 @pytest.fixture
-def captured() -> Captured:
+def captured() -> Interpreted:
     """A fresh backend for `torch.compile`."""
-    torch._dynamo.reset()
-    return Captured()
+    return Interpreted()
 
 
 @pytest.fixture

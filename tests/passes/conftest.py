@@ -1,7 +1,6 @@
-"""Models in miniature, and a torch.compile backend that runs a recipe's passes and then interprets the graph."""
+"""Models in miniature, graphs from text, and a backend that runs passes and then interprets."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -19,13 +18,7 @@ from lutra.ir.operator_call import operation_name
 from lutra.ir.ops import ParamOp
 from lutra.ir.types import TensorType, tensor_type
 from lutra.ir.weights.store import ParameterStore
-from lutra.passes.base import PassReport
-from lutra.passes.calibration import Calibration
-from lutra.passes.pipeline import run_passes
-from lutra.passes.registry import available_passes
-from lutra.recipes.loading import load_recipe
-from lutra.torch_plugin.capture import capture
-from lutra.torch_plugin.retracing import trace_as_wanted
+from lutra.tests.support.capture import Interpreted
 from torch import nn
 from torch_mlir import ir
 
@@ -83,64 +76,9 @@ def make_model() -> Callable[..., nn.Module]:
     return make
 
 
-class Interpreted:
-    """A backend: capture, the passes of `entries`, interpretation. Keeps graphs, reports and the last arguments."""
-
-    def __init__(self, *entries: Any, facts: dict[str, int] | None = None) -> None:
-        recipe = {"lutra": 1, "name": "test", "passes": list(entries)}
-        self.steps = load_recipe(recipe, available_passes()).steps
-        self.facts = facts
-        self.store = ParameterStore()
-        self.graphs: list[Graph] = []
-        self.reports: list[PassReport] = []
-        self.arguments: list[Any] = []
-
-    @property
-    def graph(self) -> Graph:
-        """The only graph."""
-        (graph,) = self.graphs
-        return graph
-
-    def __call__(self, gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        trace_as_wanted(gm, inputs)
-        return capture(gm, inputs, self.store, self._compile)
-
-    def _compile(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
-        self.reports += run_passes(graph, self.steps, self.facts)
-        self.graphs.append(graph)
-
-        def run(arguments: list[Any]) -> list[Any]:
-            inputs = [arguments[i.position] for i in graph.inputs]
-            self.arguments = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
-            outputs = interpret(graph, inputs)
-            for result, argument in graph.mutations.items():
-                inputs[argument].copy_(outputs[result])
-            return [value for i, value in enumerate(outputs) if i not in graph.mutations]
-
-        run._boxed_call = True  # type: ignore[attr-defined]
-        return run
-
-    def again(self) -> list[Any]:
-        """Results of the graph as it is now for the arguments of the last call."""
-        return interpret(self.graph, self.arguments)
-
-    def rewrite(self, *entries: Any, calibration: Calibration | None = None, strict: bool = False) -> list[PassReport]:
-        """Run more passes on the graph."""
-        recipe = {"lutra": 1, "name": "more", "passes": list(entries)}
-        steps = load_recipe(recipe, available_passes()).steps
-        return run_passes(self.graph, steps, self.facts, calibration=calibration, strict=strict)
-
-    def counts(self) -> Counter[str]:
-        """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
-        names = Counter(operation_name(op).removeprefix("lutra.") for op in self.graph.operations)
-        skipped = ("constant.", "prim.", "param", "return", "func.return", "vtensor.literal")
-        return Counter({name: n for name, n in names.items() if not name.startswith(skipped)})
-
-
 @pytest.fixture
 def interpreted() -> Callable[..., Interpreted]:
-    """`interpreted({"fuse": {}}, ...)`: a backend for `torch.compile`."""
-    torch._dynamo.reset()
+    """`interpreted({"fuse": {}}, ...)`: a backend for `torch.compile` that runs these passes."""
     return Interpreted
 
 

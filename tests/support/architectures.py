@@ -44,13 +44,13 @@ class Sizes:
 @dataclass(frozen=True)
 class Architecture:
     """make: a model of such sizes. inputs: keywords of its forward for a batch and a sequence length. layers: module
-    paths of the lists of layers that a graph of it has, with the number of layers in each. sequence: it has an axis
-    that grows with the sequence length."""
+    paths of the lists of layers that graphs of it have, with the number of layers in each. patches: those whose
+    sequence is an image."""
 
     make: Callable[[Sizes], nn.Module]
     inputs: Callable[[int, int], dict[str, Any]]
     layers: Mapping[str, int] = field(default_factory=dict)
-    sequence: bool = True
+    patches: frozenset[str] = frozenset()
 
     def model(self, sizes: Sizes | None = None, dtype: torch.dtype = torch.float32) -> nn.Module:
         """With random weights, the same each time."""
@@ -112,43 +112,8 @@ def _t5(s: Sizes) -> nn.Module:
     return hf.T5ForConditionalGeneration(config)
 
 
-def _bart(s: Sizes) -> nn.Module:
-    config = hf.BartConfig(
-        vocab_size=VOCABULARY,
-        d_model=s.hidden,
-        encoder_layers=s.layers,
-        decoder_layers=s.layers + 1,
-        encoder_attention_heads=s.heads,
-        decoder_attention_heads=s.heads,
-        encoder_ffn_dim=s.features,
-        decoder_ffn_dim=s.features,
-        max_position_embeddings=64,
-    )
-    return hf.BartForConditionalGeneration(config)
-
-
 def _opt(s: Sizes) -> nn.Module:
     return hf.OPTForCausalLM(hf.OPTConfig(**s.common(), ffn_dim=s.features, word_embed_proj_dim=s.hidden))
-
-
-def _gpt2(s: Sizes) -> nn.Module:
-    sizes = {"n_embd": s.hidden, "n_layer": s.layers, "n_head": s.heads, "n_positions": 64, "n_inner": s.features}
-    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, **sizes))
-
-
-def _jamba(s: Sizes) -> nn.Module:
-    config = hf.JambaConfig(
-        **s.common(num_key_value_heads=s.heads // 2, num_hidden_layers=4),
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        num_experts=4,
-        mamba_d_state=6,
-        mamba_dt_rank=5,
-        use_mamba_kernels=False,
-    )
-    return hf.JambaForCausalLM(config)
 
 
 def _lfm2(s: Sizes) -> nn.Module:
@@ -162,15 +127,12 @@ DECODERS: dict[str, Architecture] = {
     "qwen3": Architecture(lambda s: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_gqa(s))), tokens, {"model.layers": 2}),
     "gemma3": Architecture(
         lambda s: hf.Gemma3ForCausalLM(
-            hf.Gemma3TextConfig(
-                **_gqa(s), sliding_window=4, layer_types=["sliding_attention", "full_attention"]
-            )
+            hf.Gemma3TextConfig(**_gqa(s), sliding_window=4, layer_types=["sliding_attention", "full_attention"])
         ),
         tokens,
         {"model.layers": 2},
     ),
     "opt": Architecture(_opt, tokens, {"model.decoder.layers": 2}),
-    "gpt2": Architecture(_gpt2, tokens, {"transformer.h": 2}),
     "neox": Architecture(
         lambda s: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**s.common())), tokens, {"gpt_neox.layers": 2}
     ),
@@ -180,34 +142,30 @@ DECODERS: dict[str, Architecture] = {
         {"model.layers": 2},
     ),
     "mixtral": Architecture(
-        lambda s: hf.MixtralForCausalLM(
-            hf.MixtralConfig(**_gqa(s), num_local_experts=3)
-        ),
+        lambda s: hf.MixtralForCausalLM(hf.MixtralConfig(**_gqa(s), num_local_experts=3)),
         tokens,
         {"model.layers": 2},
     ),
     "lfm2": Architecture(_lfm2, tokens, {"model.layers": 2}),
-    "jamba": Architecture(_jamba, tokens, {"model.layers": 4}),
 }
-"""Causal language models: with pairs of linears, gates, windows, experts, parallel blocks, short convolutions and state
-spaces."""
+"""Causal language models: with pairs of linears, gates, windows, experts, parallel blocks and short convolutions."""
 
 ENCODERS: dict[str, Architecture] = {
-    "bert": Architecture(
-        lambda s: hf.BertForMaskedLM(hf.BertConfig(**s.common())), tokens, {"bert.encoder.layer": 2}
-    ),
+    "bert": Architecture(lambda s: hf.BertForMaskedLM(hf.BertConfig(**s.common())), tokens, {"bert.encoder.layer": 2}),
     "albert": Architecture(
         lambda s: hf.AlbertForMaskedLM(hf.AlbertConfig(**s.common(num_hidden_layers=3), embedding_size=12)),
         tokens,
         {"albert.encoder.albert_layer_groups.0.albert_layers.0": 3},
     ),
     "vit": Architecture(
-        lambda s: hf.ViTModel(hf.ViTConfig(**_vision(s))), _images, {"layers": 2}, sequence=False
+        lambda s: hf.ViTModel(hf.ViTConfig(**_vision(s))), _images, {"layers": 2}, frozenset({"layers"})
     ),
     "t5": Architecture(_t5, _both_ends, {"encoder.block": 2, "decoder.block": 3}),
-    "bart": Architecture(_bart, _both_ends, {"model.encoder.layers": 2, "model.decoder.layers": 3}),
     "llava": Architecture(
-        _llava, _image_and_text, {"model.vision_tower.encoder.layers": 2, "model.language_model.layers": 2}
+        _llava,
+        _image_and_text,
+        {"encoder.layers": 2, "language_model.layers": 2},  # torch compiles it in parts, which have paths of their own
+        frozenset({"encoder.layers"}),
     ),
 }
 """Encoders, of text and images, and models that have one: post-norm, shared layers, cross-attention, two towers."""

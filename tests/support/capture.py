@@ -1,8 +1,8 @@
 """Graphs of real models without code generation: capture, the passes of a recipe, then the interpreter.
 
-    backend = Interpreted("w4")                 # a recipe, entries of one, or nothing: the graphs as they are imported
-    torch.compile(model, backend=backend)(ids)
-    backend.graph
+backend = Interpreted("w4")                 # a recipe, entries of one, or nothing: the graphs as they are imported
+torch.compile(model, backend=backend)(ids)
+backend.graph
 """
 
 from collections import Counter

@@ -6,7 +6,7 @@ Handles of MLIR do not outlive a rewrite, so what is kept is plain data.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class Study:
     hooked: dict[str, list[tuple[torch.Tensor, torch.Tensor]]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def study(name: str, batch: int, length: int, sizes: Sizes | None = None) -> Study:
     """One forward without a cache to begin with."""
     architecture = ARCHITECTURES[name]
@@ -131,7 +131,7 @@ def _values(graph: Graph, known: Axes) -> Iterable[tuple[str, tuple[Dim, ...]]]:
 
 
 def _boundaries(graph: Graph, found: Layers, arguments: list[Any]) -> dict[str, list[torch.Tensor]]:
-    wanted = {stack.name: [*(l.entry for l in stack.layers), stack.layers[-1].exit] for stack in found.stacks}
+    wanted = {stack.name: [*(layer.entry for layer in stack.layers), stack.layers[-1].exit] for stack in found.stacks}
     seen: dict[Any, torch.Tensor] = {}
     values = {value for bounds in wanted.values() for value in bounds}
     evaluate(graph, arguments, on_value=lambda value, result: seen.update({value: result} if value in values else {}))

@@ -1,33 +1,17 @@
 """Facts for `when:` conditions, from captured graphs and this machine."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import pytest
 import torch
 from lutra.codegen.targets import TARGETS
-from lutra.ir.weights.store import ParameterStore
 from lutra.recipes.conditions import FACTS, Condition
-from lutra.torch_plugin.capture import capture
+from lutra.tests.support.capture import graphs_of
 from lutra.torch_plugin.facts import graph_facts
 from torch import nn
 
 
 def facts_of(model: nn.Module, x: torch.Tensor, dynamic: bool = False) -> dict[str, int]:
-    found: list[dict[str, int]] = []
-
-    def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        def compile_graph(graph: Any, functional: torch.fx.GraphModule) -> Callable[..., Any]:
-            found.append(graph_facts(graph))
-            return functional.forward
-
-        capture(gm, inputs, ParameterStore(), compile_graph)
-        return gm.forward
-
-    torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(model, backend=backend, dynamic=dynamic)(x)
-    return found[0]
+    (graph,) = graphs_of(model, x, dynamic=dynamic)
+    return graph_facts(graph)
 
 
 @pytest.mark.parametrize(

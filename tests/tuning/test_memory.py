@@ -1,19 +1,13 @@
 """Memory figures: of the process as pages come and go, of weights by counting by hand."""
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from lutra.ir.errors import CaptureError
 from lutra.ir.graph import Graph
-from lutra.ir.interpreter import interpret
-from lutra.ir.weights.store import ParameterStore
-from lutra.passes.pipeline import run_passes
-from lutra.passes.registry import available_passes
-from lutra.recipes.loading import load_recipe
-from lutra.torch_plugin.capture import capture
+from lutra.tests.support.capture import Interpreted
 from lutra.tuning import memory
 
 MEGABYTE = 1 << 20
@@ -70,26 +64,10 @@ class Model(torch.nn.Module):
 
 def captured(model: torch.nn.Module, passes: list[dict[str, Any]]) -> Graph:
     """The graph of `model` after `passes`."""
-    graphs: list[Graph] = []
-    recipe = load_recipe({"lutra": 1, "name": "test", "passes": passes}, available_passes())
-
-    def compile_graph(graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
-        run_passes(graph, recipe.steps)
-        graphs.append(graph)
-
-        def run(arguments: list[Any]) -> Any:
-            return interpret(graph, [arguments[i.position] for i in graph.inputs])
-
-        run._boxed_call = True
-        return run
-
-    def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return capture(gm, inputs, ParameterStore(), compile_graph)
-
-    torch._dynamo.reset()
+    backend = Interpreted(*passes)
     with torch.no_grad():
         torch.compile(model, backend=backend)(torch.randint(0, 96, (1, 5)))
-    return graphs[0]
+    return backend.graph
 
 
 @pytest.mark.parametrize("tied", [False, True])

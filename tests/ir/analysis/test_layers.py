@@ -8,7 +8,7 @@ from lutra.ir.analysis.layers import layers
 from lutra.ir.graph import Graph
 from lutra.tests.support.architectures import ARCHITECTURES, DECODERS
 from lutra.tests.support.capture import Interpreted
-from lutra.tests.support.studied import STAGES, studied, study
+from lutra.tests.support.studied import STAGES, Study, studied, study
 from torch import nn
 
 
@@ -21,6 +21,11 @@ def test_stacks_have_the_layers_of_the_configuration(name: str):
             assert {layer.axes for layer in found} == {("batch", "sequence", "feature")}, stage
 
 
+def hooked(done: Study, path: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Hidden states at the module of that path, which may begin at a part that torch compiled on its own."""
+    return next(pairs for name, pairs in done.hooked.items() if f".{name}".endswith(f".{path}"))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_stream_at_boundaries_is_what_hooks_on_the_modules_see(name: str):
     done = study(name, 3, 7)
@@ -30,7 +35,7 @@ def test_the_stream_at_boundaries_is_what_hooks_on_the_modules_see(name: str):
                 calls: dict[str, int] = {}
                 for layer, entry, exit_ in zip(graph.stacks[stack], bounds, bounds[1:], strict=True):
                     number = calls[layer.path] = calls.get(layer.path, -1) + 1
-                    before, after = done.hooked[layer.path][number]
+                    before, after = hooked(done, layer.path)[number]
                     torch.testing.assert_close(entry, before, rtol=1e-4, atol=1e-4)
                     torch.testing.assert_close(exit_, after, rtol=1e-4, atol=1e-4)
 
@@ -50,8 +55,7 @@ def test_side_inputs_have_roles():
     assert sorted(first.inputs) == ["mask", "mask", "states"]
 
 
-@pytest.mark.parametrize("recipe", ["none", "w4"])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "opt"])
+@pytest.mark.parametrize(("name", "recipe"), [("llama", "w4"), ("gemma3", "none"), ("opt", "none")])
 def test_decode_steps_over_a_static_cache_have_the_layers_and_axes_of_the_prompt(name: str, recipe: str):
     model, backend = DECODERS[name].model(), Interpreted(recipe)
     model.forward = torch.compile(model.forward, backend=backend)

@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
@@ -13,27 +13,16 @@ from filecheck.finput import FInput
 from filecheck.matcher import Matcher
 from filecheck.options import parse_argv_options
 from filecheck.parser import Parser, pattern_for_opts
-from lutra.ir.graph import Graph
-from lutra.ir.interpreter import interpret
 from lutra.ir.weights.store import ParameterStore
-from lutra.torch_plugin.capture import capture
+from lutra.tests.support.capture import Interpreted
 from torch import nn
 
 
 def compiled(function: Callable[..., Any], store: ParameterStore, *arguments: torch.Tensor) -> Any:
     """`function` captured and interpreted."""
 
-    def backend(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        def compile_graph(graph: Graph, _: torch.fx.GraphModule) -> Callable[..., Any]:
-            def run(values: list[Any]) -> list[Any]:
-                return interpret(graph, [values[i.position] for i in graph.inputs])
-
-            run._boxed_call = True  # type: ignore[attr-defined]
-            return run
-
-        return capture(gm, inputs, store, compile_graph)
-
-    torch._dynamo.reset()
+    backend = Interpreted()
+    backend.store = store
     with torch.no_grad():
         return torch.compile(function, backend=backend, fullgraph=True)(*arguments)
 

@@ -7,27 +7,16 @@ import pytest
 import torch
 from lutra.ir.errors import OptionError
 from lutra.ir.graph import Graph
-from lutra.ir.weights.store import ParameterStore
-from lutra.torch_plugin.capture import capture
+from lutra.tests.support.capture import Interpreted
 from lutra.torch_plugin.inspect.dump import Dump
 from torch import fx
 
 
 def captured() -> tuple[Graph, fx.GraphModule]:
-    found = []
-
-    def backend(gm: fx.GraphModule, inputs: list) -> object:
-        def keep(graph: Graph, functional: fx.GraphModule) -> object:
-            found.append((graph, functional))
-            return functional.forward
-
-        capture(gm, inputs, ParameterStore(), keep)  # type: ignore[arg-type]
-        return gm.forward
-
-    torch._dynamo.reset()
+    backend = Interpreted()
     with torch.no_grad():
         torch.compile(torch.nn.Linear(4, 3), backend=backend)(torch.randn(2, 4))
-    return found[0]
+    return backend.graph, backend.functionals[0]
 
 
 def test_stages_are_numbered_in_order_and_hold_the_text(tmp_path: Path):
