@@ -4,7 +4,7 @@ import sympy
 
 from ..rewriting import defined_by
 from .axis_step import Step, fresh
-from .axis_terms import Dim, Dims, quotient
+from .axis_terms import Dim, Dims, Kind, quotient
 
 
 def linear(step: Step) -> list[Dims]:
@@ -63,8 +63,7 @@ def matmul(step: Step) -> list[Dims]:
     """`a[..., M, K] @ b[..., K, N]`, with something added for `baddbmm`; scores of attention, or what they weigh."""
     *added, left, right = step.tensors[:3]
     a, b = step.read(left), step.read(right)
-    columns = b[-2] if len(b) > 1 else b[-1]
-    common = step.terms.unify(a[-1], columns)
+    common = step.terms.unify(a[-1], b[max(len(b) - 2, 0)])
     batch = step.joined(a[:-2], b[:-2])
     if len(b) == 2 and defined_by(right, "lutra.param"):
         step.terms.anchor(common, "feature")
@@ -88,8 +87,10 @@ def softmax(step: Step) -> list[Dims]:
 def _attended(step: Step, q: Dims, keys: Dims, v: Dims) -> None:
     """`softmax(q[..., S, D] @ keys[..., D, L]) @ v[..., L, D]`."""
     terms = step.terms
-    for dim, kind in ((q[-2], "sequence"), (keys[-1], "key"), (q[-1], "head_size"), (v[-1], "head_size")):
-        terms.anchor(dim, kind)
+    terms.anchor(q[-2], "sequence")
+    terms.anchor(keys[-1], "key")
+    terms.anchor(q[-1], "head_size")
+    terms.anchor(v[-1], "head_size")
     if len(q) == 4:
         terms.anchor(q[0], "batch")
         terms.anchor(q[1], "head")
@@ -108,13 +109,14 @@ def attention(step: Step) -> list[Dims]:
         groups = terms.unify(k[1], v[1])
         each = quotient(terms.size(q[1]), terms.size(groups))
         heads = terms.unify(q[1], groups if each in (None, 1) else (*groups, *fresh((each,))[0]))
-        for dim, kind in ((batch, "batch"), (groups, "head"), (heads, "head")):
-            terms.anchor(dim, kind)
+        terms.anchor(batch, "batch")
         for atom in terms.resolved(heads):
             terms.anchor((atom,), "head")
     leading = q[:-2]
-    for dim, kind in ((q[-2], "sequence"), (keys, "key"), (q[-1], "head_size"), (v[-1], "head_size")):
-        terms.anchor(dim, kind)
+    terms.anchor(q[-2], "sequence")
+    terms.anchor(keys, "key")
+    terms.anchor(q[-1], "head_size")
+    terms.anchor(v[-1], "head_size")
     step.joined((*leading, q[-2], keys), mask)
     if ours and len(step.shape) == 3:
         return [(q[0], q[2], (*q[1], *v[3]))]
@@ -131,7 +133,8 @@ def _updated(step: Step, cache: Dims, new: Dims, positions: Dims) -> Dims:
     for index in (0, 1, 3):
         step.terms.unify(cache[index], new[index])
     step.terms.unify(new[2], positions[0])
-    for dim, kind in zip(cache, ("batch", "head", "key", "head_size"), strict=True):
+    kinds: tuple[Kind, ...] = ("batch", "head", "key", "head_size")
+    for dim, kind in zip(cache, kinds, strict=True):
         step.terms.anchor(dim, kind)
     return cache
 

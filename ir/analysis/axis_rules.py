@@ -87,10 +87,13 @@ def axes_of_results(step: Step) -> list[Dims]:
     if rule not in _END_OF_SCORES:
         for found in (step.scores.products, step.scores.weights):
             found.update({result: found[x] for x in step.tensors if x in found for result in step.results})
+    if step.opaque:
+        return unknown(step)
     try:
-        return rule(step)
+        found = rule(step)
     except Computed:
         return unknown(step)
+    return [step.fitted(dims, index) if step.shapes[index] is not None else () for index, dims in enumerate(found)]
 
 
 @cache

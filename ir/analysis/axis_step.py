@@ -30,7 +30,8 @@ def fresh(shape: Shape, units: bool = True) -> Dims:
 @dataclass
 class Step:
     """One operation. results: of tensors that come in a list, those of the operation that unpacks it. shapes: of
-    results, None for what is no tensor. read: the axes of a value."""
+    results, None for what is no tensor. read: the axes of a value. `tensors`: operands, and what is in lists of them;
+    `opaque`: there is a list that another operation made."""
 
     terms: Terms
     operation: Any
@@ -41,10 +42,11 @@ class Step:
 
     def __post_init__(self) -> None:
         self.name = operation_name(self.operation)
-        values = []
+        values, self.opaque = [], False
         for operand in self.operation.operands:
             made = defined_by(operand, "prim.ListConstruct")
             values += [operand] if made is None else list(made.operands)
+            self.opaque |= made is None and "list<" in str(operand.type) and "tensor" in str(operand.type)
         self.tensors = [value for value in values if shape_of(value) is not None or quantized_format(value.type)]
 
     @property

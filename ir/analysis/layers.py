@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch_mlir import ir
 
 from ..graph import Graph
@@ -277,6 +278,8 @@ class _Search:
                 continue
             readers = (user for value in self._operations[number].results for user in self._users.get(value, []))
             users = {owners[user] for user in readers if self._names[user] != "func.return"}
+            if not users:  # the graph gives it back: what a layer makes for a cache
+                users = {n for n, path in enumerate(places) if path and self._within(number, path)}
             if len(users) == 1 and (owner := users.pop()) is not None:
                 free = self._is_weight(number) or not paths(self._operations[number])
                 if free or self._within(number, places[owner]):
@@ -317,15 +320,16 @@ class _Search:
         """By axes and dtype."""
         kinds = [kind.split("*")[-1] for kind in self.axes.kinds(value)]
         positions = {"sequence", "key"}
+        type_ = as_tensor_type(value.type)
+        is_integer = type_ is not None and not (type_.dtype.is_floating_point or type_.dtype == torch.bool)
         if isinstance(value.owner, ir.Block) and self.graph.inputs[value.arg_number].mutated:
-            return "cache"
+            return "positions" if is_integer else "cache"
         if "head_size" in kinds and "head" in kinds:
             return "cache"
         if kinds and kinds[-1] == "head_size" and "sequence" in kinds:
             return "rope"
         if len(kinds) > 1 and kinds[-1] in positions and not positions.isdisjoint((*kinds[:-1], "sequence")):
-            type_ = as_tensor_type(value.type)
-            return "positions" if type_ and _is_integer(type_.dtype) else "mask"
+            return "positions" if is_integer else "mask"
         if kinds and kinds[-1] in positions:
             return "positions"
         return "states" if kinds and kinds[-1] == "feature" and not positions.isdisjoint(kinds) else "other"
@@ -333,10 +337,6 @@ class _Search:
 
 _STILL = ("lutra.param", "lutra.number", "vtensor.literal", "constant.", "prim.ListConstruct")
 """What only names what is there; parameters are turned by views of them."""
-
-
-def _is_integer(dtype: Any) -> bool:
-    return not dtype.is_floating_point and str(dtype) != "torch.bool"
 
 
 def _numbered(path: str) -> list[str]:

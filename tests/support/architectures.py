@@ -93,7 +93,6 @@ def _llava(s: Sizes) -> nn.Module:
         vision_config=hf.CLIPVisionConfig(**_vision(s), projection_dim=s.hidden),
         text_config=hf.LlamaConfig(**_gqa(s)),
         image_token_index=IMAGE_TOKEN,
-        image_token_id=IMAGE_TOKEN,
         vision_feature_layer=-1,
     )
     return hf.LlavaForConditionalGeneration(config)
