@@ -9,19 +9,18 @@ An operation belongs to the last layer whose entry it depends on. What depends o
 alone reads it: its weights, and what it makes of a cache or of the encoder's states.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch_mlir import ir
 
 from ..graph import Graph
-from ..operator_call import operation_name
 from ..rewriting import paths
 from ..types import as_tensor_type
-from .axes import Axes, Axis, Dimension, axes
-from .axis_rules import contracts, keeps_places
+from .axes import Axes, Dimension, axes
+from .residual import Flow, Sum
 
 Role = Literal["mask", "rope", "positions", "cache", "states", "other"]
 """`states`: activations of another stack, or of another layer. `cache`: keys and values, and whatever else the graph
@@ -81,142 +80,38 @@ def layers(graph: Graph, known: Axes | None = None) -> Layers:
     return _Search(graph, known or axes(graph)).run()
 
 
-@dataclass(frozen=True)
-class _Sum:
-    """`result = stream + branch`, where branch follows from the stream. `base`: the value that a whole run of sums over
-    one entry began with: parallel blocks add two branches of it. `works`: numbers of the operations of the branch that
-    contract."""
-
-    number: int
-    result: Any
-    stream: Any
-    base: Any
-    works: tuple[int, ...]
-
-
-@dataclass
 class _Search:
-    graph: Graph
-    axes: Axes
-    _sums: dict[Any, _Sum] = field(default_factory=dict)
-    """By result."""
-
-    def __post_init__(self) -> None:
-        self._operations = [op.operation for op in self.graph.operations]
-        self._names = [operation_name(operation) for operation in self._operations]
-        self._arguments = list(self.graph.function.regions[0].blocks[0].arguments)
-        self._number: dict[Any, int] = {}
-        for number, operation in enumerate(self._operations):
-            self._number.update(dict.fromkeys(operation.results, number))
-        self._users: dict[Any, list[int]] = {}
-        self._before: list[int] = []
-        """For each operation a bit for each value's number that it depends on; arguments come behind operations."""
-        arguments = {value: len(self._operations) + n for n, value in enumerate(self._arguments)}
-        self._bit = {value: 1 << n for value, n in (self._number | arguments).items()}
-        for number, operation in enumerate(self._operations):
-            before = 0
-            for value in operation.operands:
-                before |= self._all_before(value)
-                self._users.setdefault(value, []).append(number)
-            self._before.append(before)
-        self._contractions = sum(1 << n for n, name in enumerate(self._names) if contracts(name))
-        self._still = sum(1 << n for n, name in enumerate(self._names) if name.startswith(_STILL))
+    def __init__(self, graph: Graph, known: Axes) -> None:
+        self.graph, self.axes = graph, known
+        self._flow = flow = Flow(graph, known)
+        self._operations, self._names, self._number = flow.operations, flow.names, flow.number
 
     def run(self) -> Layers:
-        for number, operation in enumerate(self._operations):
-            found = self._residual(number, operation)
-            if found is not None:
-                self._sums[found.result] = found
-        stacks = [self._stack(run) for run in self._runs()]
-        stacks = sorted((s for s in stacks if s is not None), key=lambda s: self._number[s.layers[0].exit])
+        runs = list(self._flow.runs())
+        stacks = [stack for run in runs if (stack := self._stack(run)) is not None]
+        stacks.sort(key=lambda stack: self._number[stack.layers[0].exit])
         inside = {operation for stack in stacks for layer in stack.layers for operation in layer.operations}
         outside = tuple(operation for operation in self._operations if operation not in inside)
-        return Layers(tuple(stacks), outside, "" if stacks else self._why_none())
+        return Layers(tuple(stacks), outside, "" if stacks else self._why_none(runs))
 
-    def _why_none(self) -> str:
-        if not self._contractions:
+    def _why_none(self, runs: list[list[Sum]]) -> str:
+        if not self._flow.contractions:
             return "no operation multiplies anything"
-        return "no value is added to what is computed of it: there is no residual stream"
+        if not runs:
+            return "no value is added to what is computed of it: there is no residual stream"
+        return "the sums on the residual stream are in no numbered modules and do not repeat"
 
-    # Sums -------------------------------------------------------------------------------------------------------------
-
-    def _residual(self, number: int, operation: Any) -> _Sum | None:
-        name = self._names[number]
-        if name == "aten.add.Tensor":
-            one, other, _ = operation.operands
-            pairs = [(one, self._all_before(other)), (other, self._all_before(one))]
-        elif name in ("lutra.linear", "lutra.table_linear") and operation.opview.residual is not None:
-            pairs = [(operation.opview.residual, self._all_before(operation.operands[0]) | 1 << number)]
-        else:
-            return None
-        result = operation.results[0]
-        for stream, branch in pairs:
-            if stream not in self.axes.dimensions or self._entries(stream) != self._entries(result):
-                continue
-            before = self._sums[stream].base if stream in self._sums else stream
-            for base in (stream, before):
-                works = branch & ~self._all_before(base) & self._contractions
-                if branch & self._bit[base] and works:
-                    return _Sum(number, result, stream, base, tuple(_bits(works)))
-        return None
-
-    def _all_before(self, value: Any) -> int:
-        """Bits of what `value` depends on, and its own."""
-        return self._bit[value] | (self._before[self._number[value]] if value in self._number else 0)
-
-    def _previous(self, value: Any) -> _Sum | None:
-        """The sum that `value` carries the stream of."""
-        seen, waiting = set(), [value]
-        while waiting:
-            value = waiting.pop()
-            if value in self._sums:
-                return self._sums[value]
-            if value not in seen:
-                seen.add(value)
-                waiting += self._carried(value)
-        return None
-
-    def _carried(self, value: Any) -> list[Any]:
-        """Operands whose elements lie at the same places of the same axes as those of `value`."""
-        number = self._number.get(value)
-        if number is None or not keeps_places(self._names[number]):
-            return []
-        tensors = [v for v in self._operations[number].operands if v in self.axes.dimensions]
-        return [v for v in tensors if self._entries(v) == self._entries(value)]
-
-    def _entries(self, value: Any) -> tuple[Axis, ...]:
-        """All axes in order: `[B, S, F]` and `[B * S, F]` hold the same elements in the same order."""
-        return tuple(axis for dimension in self.axes.of(value) for axis in dimension)
-
-    def _runs(self) -> Iterator[list[_Sum]]:
-        """The longest chains of sums, each sum in one."""
-        previous = {found.result: self._previous(found.stream) for found in self._sums.values()}
-        length: dict[Any, int] = {}
-        for result, before in previous.items():
-            length[result] = 1 + (length[before.result] if before is not None else 0)
-        taken: set[Any] = set()
-        for result in sorted(length, key=lambda r: -length[r]):
-            run: list[_Sum] = []
-            found: _Sum | None = self._sums[result]
-            while found is not None and found.result not in taken:
-                taken.add(found.result)
-                run.append(found)
-                found = previous[found.result]
-            if found is None:  # else a side branch of a chain that is longer
-                yield run[::-1]
-
-    # Layers -----------------------------------------------------------------------------------------------------------
-
-    def _stack(self, run: list[_Sum]) -> Stack | None:
+    def _stack(self, run: list[Sum]) -> Stack | None:
         groups = self._groups(run)
         if groups is None:
             return None
         shared = len({path for path, _ in groups}) < len(groups)
+        results = {found.result for found in run}
         entries = []
         for path, sums in groups:
             entry = sums[0].stream
-            while path and not shared and entry not in self._sums and self._within(self._number.get(entry), path):
-                carried = self._carried(entry)
+            while path and not shared and entry not in results and self._within(self._number.get(entry), path):
+                carried = self._flow.carried(entry)
                 if not carried:
                     break
                 entry = carried[0]
@@ -231,7 +126,7 @@ class _Search:
         names = {path if shared else path.rpartition(".")[0] for path, _ in groups}
         return Stack(names.pop() if len(names) == 1 else "", self.axes.of(entries[0]), tuple(found))
 
-    def _groups(self, run: list[_Sum]) -> list[tuple[str, list[_Sum]]] | None:
+    def _groups(self, run: list[Sum]) -> list[tuple[str, list[Sum]]] | None:
         """The sums of each layer, and its path."""
         places = [_numbered((*paths(self._operations[found.number]), "")[0]) for found in run]
         for level in range(max(map(len, places))):
@@ -246,7 +141,7 @@ class _Search:
             return None
         return [(inside[n][0], [s for _, s in inside[n : n + period]]) for n in range(0, len(inside), period)]
 
-    def _label(self, found: _Sum) -> tuple[str, ...]:
+    def _label(self, found: Sum) -> tuple[str, ...]:
         """What is alike in layers that are."""
         return tuple(" ".join((self._names[n], *paths(self._operations[n]))) for n in found.works)
 
@@ -256,7 +151,7 @@ class _Search:
         for number in range(self._number[value] + 1, len(self._operations)):
             results = self._operations[number].results
             if path and len(results) == 1 and self._within(number, path) and results[0] in self.axes.dimensions:
-                reached += [results[0]] if not set(self._carried(results[0])).isdisjoint(reached) else []
+                reached += [results[0]] if not set(self._flow.carried(results[0])).isdisjoint(reached) else []
         return reached[-1]
 
     def _within(self, number: int | None, path: str) -> bool:
@@ -265,10 +160,10 @@ class _Search:
 
     def _owners(self, bounds: Sequence[Any], places: Sequence[str]) -> list[int | None]:
         """For each operation the number of its layer."""
-        marks = [self._bit[value] for value in bounds]
+        marks = [self._flow.mark[value] for value in bounds]
         owners: list[int | None] = []
         behind: set[int] = set()
-        for number, before in enumerate(self._before):
+        for number, before in enumerate(self._flow.before):
             depth = max((n for n, mark in enumerate(marks) if before & mark), default=-1)
             if depth == len(places):
                 behind.add(number)
@@ -276,19 +171,15 @@ class _Search:
         for number in range(len(owners) - 1, -1, -1):
             if owners[number] is not None or number in behind:
                 continue
-            readers = (user for value in self._operations[number].results for user in self._users.get(value, []))
+            readers = (user for value in self._operations[number].results for user in self._flow.readers.get(value, []))
             users = {owners[user] for user in readers if self._names[user] != "func.return"}
             if not users:  # the graph gives it back: what a layer makes for a cache
                 users = {n for n, path in enumerate(places) if path and self._within(number, path)}
             if len(users) == 1 and (owner := users.pop()) is not None:
-                free = self._is_weight(number) or not paths(self._operations[number])
+                free = self._flow.is_still(number) or not paths(self._operations[number])
                 if free or self._within(number, places[owner]):
                     owners[number] = owner
         return owners
-
-    def _is_weight(self, number: int) -> bool:
-        """A parameter, a constant, or what depends on nothing else."""
-        return not (self._before[number] | 1 << number) & ~self._still
 
     def _layer(self, index: int, path: str, entry: Any, exit_: Any, numbers: list[int]) -> Layer:
         own = set(numbers)
@@ -302,7 +193,9 @@ class _Search:
             result
             for number in numbers
             for result in self._operations[number].results
-            if self._is_tensor(result) and result != exit_ and any(u not in own for u in self._users.get(result, []))
+            if self._is_tensor(result)
+            and result != exit_
+            and any(u not in own for u in self._flow.readers.get(result, []))
         ]
         read = [Side(value, self._role(value)) for value in inputs if not self._is_constant(value)]
         given = [Side(value, self._role(value)) for value in outputs]
@@ -314,7 +207,7 @@ class _Search:
 
     def _is_constant(self, value: Any) -> bool:
         number = self._number.get(value)
-        return number is not None and self._is_weight(number)
+        return number is not None and self._flow.is_still(number)
 
     def _role(self, value: Any) -> Role:
         """By axes and dtype."""
@@ -328,15 +221,9 @@ class _Search:
             return "cache"
         if kinds and kinds[-1] == "head_size" and "sequence" in kinds:
             return "rope"
-        if len(kinds) > 1 and kinds[-1] in positions and not positions.isdisjoint((*kinds[:-1], "sequence")):
-            return "positions" if is_integer else "mask"
         if kinds and kinds[-1] in positions:
-            return "positions"
+            return "positions" if is_integer or len(kinds) == 1 else "mask"
         return "states" if kinds and kinds[-1] == "feature" and not positions.isdisjoint(kinds) else "other"
-
-
-_STILL = ("lutra.param", "lutra.number", "vtensor.literal", "constant.", "prim.ListConstruct")
-"""What only names what is there; parameters are turned by views of them."""
 
 
 def _numbered(path: str) -> list[str]:
@@ -345,18 +232,10 @@ def _numbered(path: str) -> list[str]:
     return [".".join(parts[: n + 1]) for n, part in enumerate(parts) if part.isdigit()]
 
 
-def _consecutive(named: list[tuple[str, _Sum]]) -> list[tuple[str, list[_Sum]]]:
-    groups: list[tuple[str, list[_Sum]]] = []
+def _consecutive(named: list[tuple[str, Sum]]) -> list[tuple[str, list[Sum]]]:
+    groups: list[tuple[str, list[Sum]]] = []
     for path, found in named:
         if not groups or groups[-1][0] != path:
             groups.append((path, []))
         groups[-1][1].append(found)
     return groups
-
-
-def _bits(number: int) -> Iterator[int]:
-    """Which bits are set, from the least."""
-    while number:
-        low = number & -number
-        yield low.bit_length() - 1
-        number ^= low

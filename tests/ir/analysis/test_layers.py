@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from lutra.ir.analysis.axes import axes
 from lutra.ir.analysis.layers import layers
 from lutra.ir.graph import Graph
 from lutra.tests.support.architectures import ARCHITECTURES, DECODERS
@@ -75,6 +76,21 @@ def test_decode_steps_over_a_static_cache_have_the_layers_and_axes_of_the_prompt
         phases[graph.phase] = layers_
     assert set(phases) == {"prefill", "decode"}
     assert [layer.path for layer in phases["prefill"]] == [layer.path for layer in phases["decode"]]
+
+
+def test_symbolic_sizes_give_the_answers_of_fixed_ones():
+    architecture = ARCHITECTURES["llama"]
+    backend = Interpreted("none")
+    with torch.no_grad():
+        torch.compile(architecture.model(), backend=backend, dynamic=True)(**architecture.inputs(3, 7))
+    graph = backend.graph
+    known = axes(graph)
+    (stack,) = layers(graph, known).stacks
+    fixed = study("llama", 3, 7).graphs["none"][0].stacks["model.layers"]
+    assert [known.kinds(layer.entry) for layer in stack.layers] == [layer.axes for layer in fixed]
+    assert [tuple(side.role for side in layer.side_inputs) for layer in stack.layers] == [one.inputs for one in fixed]
+    batch, sequence = (dimension[0] for dimension in stack.axes[:2])
+    assert batch.size.is_Symbol and sequence.size.is_Symbol and batch != sequence
 
 
 class Block(nn.Module):
