@@ -1,1 +1,1 @@
-"""What is known of a graph without running it: sizes and shapes, who owns which memory, what it costs."""
+"""What is known of a graph without running it: sizes and shapes, axes, layers, who owns which memory, what it costs."""

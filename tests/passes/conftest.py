@@ -14,7 +14,6 @@ from filecheck.parser import Parser, pattern_for_opts
 from lutra.ir.context import make_context
 from lutra.ir.graph import Graph, GraphInput
 from lutra.ir.interpreter import interpret
-from lutra.ir.operator_call import operation_name
 from lutra.ir.ops import ParamOp
 from lutra.ir.types import TensorType, tensor_type
 from lutra.ir.weights.store import ParameterStore

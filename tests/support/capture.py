@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lutra.ir.graph import Graph
 from lutra.ir.interpreter import interpret
-from lutra.ir.rewriting import operator_name
+from lutra.ir.operator_call import operation_name
 from lutra.ir.weights.store import ParameterStore
 from lutra.passes.base import PassReport
 from lutra.passes.calibration import Calibration
@@ -21,6 +21,7 @@ from lutra.passes.pipeline import run_passes
 from lutra.passes.registry import available_passes
 from lutra.recipes.loading import load_recipe
 from lutra.torch_plugin.capture import capture
+from lutra.torch_plugin.retracing import trace_as_wanted
 from torch import fx
 
 _NO_OPERATIONS = ("constant.", "prim.", "param", "return", "func.return", "vtensor.literal")
@@ -43,7 +44,6 @@ class Interpreted:
 
     def __init__(self, *recipe: str | Mapping[str, Any], facts: Mapping[str, int] | None = None) -> None:
         torch._dynamo.reset()
-        torch._dynamo.config.specialize_float = True
         self.facts = facts
         self.steps = _steps(*recipe)
         self.store = ParameterStore()
@@ -64,6 +64,7 @@ class Interpreted:
         return self.calls[-1].arguments
 
     def __call__(self, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        trace_as_wanted(gm, inputs)
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
@@ -98,7 +99,7 @@ class Interpreted:
 
     def counts(self) -> Counter[str]:
         """Operations of the only graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
-        names = Counter(operator_name(op).removeprefix("torch.").removeprefix("lutra.") for op in self.graph.operations)
+        names = Counter(operation_name(op).removeprefix("lutra.") for op in self.graph.operations)
         return Counter({name: n for name, n in names.items() if not name.startswith(_NO_OPERATIONS)})
 
 
