@@ -56,13 +56,13 @@ def test_side_inputs_have_roles():
     assert sorted(first.inputs) == ["mask", "mask", "states"]
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("llama", "w4"), ("gemma3", "none"), ("opt", "none")])
-def test_decode_steps_over_a_static_cache_have_the_layers_and_axes_of_the_prompt(name: str, recipe: str):
+@pytest.mark.parametrize(("name", "recipe", "batch"), [("llama", "w4", 1), ("gemma3", "none", 3), ("opt", "none", 3)])
+def test_decode_steps_over_a_static_cache_have_the_layers_and_axes_of_the_prompt(name: str, recipe: str, batch: int):
     model, backend = DECODERS[name].model(), Interpreted(recipe)
     model.forward = torch.compile(model.forward, backend=backend)
     with torch.no_grad():
         keywords = {"max_new_tokens": 3, "do_sample": False, "disable_compile": True, "pad_token_id": 0}
-        ids = DECODERS[name].inputs(3, 7)["input_ids"]
+        ids = DECODERS[name].inputs(batch, 7)["input_ids"]
         model.generate(ids, cache_implementation="static", **keywords)  # pyright: ignore[reportCallIssue]
     phases = {}
     for graph in backend.graphs:
