@@ -7,7 +7,8 @@ from typing import Any
 import sympy
 
 from ..operator_call import operation_name, overload
-from ..rewriting import NotConstant, constant, constant_list, defined_by, quantized_format, shape_of
+from ..ops import quantized_format
+from ..rewriting import NotConstant, constant, constant_list, defined_by, shape_of
 from .axis_terms import Atom, Dim, Dims, Terms
 
 Rule = Callable[["Step"], list[Dims]]
