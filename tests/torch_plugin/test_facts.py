@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lutra.codegen.targets import TARGETS
+from lutra.codegen.targets.registry import TARGETS
 from lutra.ir.weights.store import ParameterStore
 from lutra.recipes.conditions import FACTS, Condition
 from lutra.torch_plugin.capture import capture

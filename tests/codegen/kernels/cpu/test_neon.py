@@ -15,10 +15,10 @@ import torch.nn.functional as F
 import tvm
 import tvm_ffi.libinfo
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import TARGETS
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat, dequantize
 
-NEON = TARGETS["neon"]
+NEON = ISAS["neon"]
 QEMU, COMPILER = "qemu-aarch64", "aarch64-linux-gnu-gcc"
 TYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 """Of DLPack."""
@@ -49,11 +49,11 @@ def harness(tmp_path_factory) -> Path:
 def call(harness):
     """As the fixture of the same name that runs kernels on this machine."""
 
-    def run(function, target, *buffers: torch.Tensor) -> torch.Tensor:
+    def run(function, isa, *buffers: torch.Tensor) -> torch.Tensor:
         kernel, program = str(harness.with_name("kernel.o")), str(harness.with_name("kernel"))
-        tvm.compile(function, target=target.tvm_target(cross=True)).mod.write_to_file(kernel, "o")
+        tvm.compile(function, target=isa.tvm_target(cross=True)).mod.write_to_file(kernel, "o")
         subprocess.run([COMPILER, "-static", str(harness), kernel, "-o", program], check=True)
-        command = [QEMU, "-cpu", target.cross["mcpu"], program]
+        command = [QEMU, "-cpu", isa.cross["mcpu"], program]
         done = subprocess.run(command, input=b"".join(map(_as_input, buffers)), capture_output=True, timeout=60)
         assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr.decode()}"
         results = torch.frombuffer(bytearray(done.stdout), dtype=torch.uint8).split([b.nbytes for b in buffers])
