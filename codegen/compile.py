@@ -18,6 +18,7 @@ from ..ir.types import as_tensor_type
 from .cache.executables import Entry, ExecutableCache, Key
 from .lowering.graph import Lowered, lower_graph
 from .runtime.executable import Executable, ExecutableSummary
+from .runtime.manifest import VERSION as MANIFEST_VERSION
 from .runtime.manifest import Manifest
 from .select import Database, Family
 from .targets.base import Target
@@ -51,7 +52,6 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
     if entry is not None:
         seconds["load"] = time.perf_counter() - start
         manifest = Manifest.from_data(entry.content)
-        outcome = outcome if manifest is not None else "miss: its manifest is of another version"
     refused = options.strict and manifest is not None and manifest.fallbacks  # to be lowered, for the message
     if entry is None or manifest is None or refused or options.dump is not None:
         entry, manifest = _build(key, graph, target, options, store, seconds)
@@ -122,6 +122,7 @@ def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
             "graph": hashlib.sha256(text.encode()).hexdigest(),
             "target": target.fingerprint,
             "options": f"family {options.kernel_family}" + (f", tuned {tuned}" if tuned else ""),
+            "manifest": str(MANIFEST_VERSION),
             "versions": versions(),
         }
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.ir.expr import TensorLoad
 from tvm.s_tir import Schedule, ScheduleError
 
 from ..select import Knobs
@@ -93,8 +94,7 @@ def _reads(block: Any, buffer: tirx.Buffer | None = None) -> int:
     count, left = 0, [getattr(block.body, "value", None)]
     while left:
         node = left.pop()
-        read = getattr(node, "buffer", None)
-        count += read is not None and (buffer is None or read.same_as(buffer))
+        count += isinstance(node, TensorLoad) and (buffer is None or node.source.same_as(buffer))
         left.extend(child for name in _OPERANDS if (child := getattr(node, name, None)) is not None)
         left.extend(getattr(node, "args", ()))
     return count

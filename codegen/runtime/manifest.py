@@ -11,7 +11,7 @@ from .weights import WeightSource, from_data, to_data
 from .workspace import Workspace
 
 VERSION = 2
-"""Of this form. An entry of another is built again."""
+"""Of this form; part of the key of an entry, so that one of another form is never read."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,8 @@ class Manifest:
         }
 
     @staticmethod
-    def from_data(data: Mapping[str, Any]) -> "Manifest | None":
-        """The inverse of `to_data`; None for another version."""
-        if data.get("version") != VERSION:
-            return None
+    def from_data(data: Mapping[str, Any]) -> "Manifest":
+        """The inverse of `to_data`."""
         outputs = ({**output} for output in data["outputs"])
         return Manifest(
             weights=tuple(map(from_data, data["weights"])),

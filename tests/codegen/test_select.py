@@ -53,7 +53,7 @@ linears = st.builds(
     family=st.sampled_from([None, "lookup", "triples", "dot"]),
     bias=st.sampled_from([None, "float32"]),
     residual=st.booleans(),
-).filter(lambda p: p.format is None or (p.activations != "integers" or p.format.bits == 2) and len(p.parts) == 1)
+).filter(lambda p: p.format is None or ((p.activations != "integers" or p.format.bits == 2) and len(p.parts) == 1))
 grouped = st.builds(
     GroupedLinearProblem,
     phase=phases,
@@ -159,7 +159,7 @@ def test_what_nothing_can_compute_is_an_error_that_names_all_reasons():
         name = "only"
         implementations = {"linear": (DenseKernel(),)}
 
-    with pytest.raises(LoweringError, match="'only' has nothing for linear(.|\n)*dense: its weight is quantised"):
+    with pytest.raises(LoweringError, match=r"(?s)'only' has nothing for linear.*dense: its weight is quantised"):
         choose(LINEAR, Only())
     with pytest.raises(LoweringError, match="'only' has nothing for attention"):
         choose(ATTENTION, Only())
