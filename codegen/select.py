@@ -147,7 +147,15 @@ class Reason:
 
 @dataclass(frozen=True)
 class Knobs:
-    """What may be turned about an implementation without another result: fields with defaults."""
+    """What may be turned about an implementation without another result: whole positive numbers with defaults.
+
+    Raises `LoweringError` for any other value: a database may say anything."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if type(value) is not int or value < 1:
+                raise LoweringError(f"the knob {f.name} is {value!r}: it must be a whole number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +252,10 @@ def choose(problem: Problem, target: HasImplementations, database: Database | No
 
 
 def _turned(implementation: Implementation | None, tuned: Tuned) -> Knobs | None:
-    """The knobs as they were tuned; None for an implementation that cannot, or that has no such knobs."""
+    """The knobs as they were tuned; None for an implementation that cannot, or that has no such knobs or values."""
     if implementation is None or not tuned.knobs.keys() <= {f.name for f in fields(implementation.knobs)}:
         return None
-    return replace(implementation.knobs, **tuned.knobs)
+    try:
+        return replace(implementation.knobs, **tuned.knobs)
+    except LoweringError:
+        return None

@@ -91,7 +91,7 @@ def _inline_intermediates(schedule: Schedule, largest: int) -> None:
 
 def _reads(block: Any, buffer: tirx.Buffer | None = None) -> int:
     """How often the expression of an elementwise block reads `buffer`, or any."""
-    count, left = 0, [getattr(block.body, "value", None)]
+    count, left = 0, list[Any]([getattr(block.body, "value", None)])
     while left:
         node = left.pop()
         count += isinstance(node, TensorLoad) and (buffer is None or node.source.same_as(buffer))

@@ -191,10 +191,26 @@ def test_a_database_turns_knobs_and_other_problems_are_none_of_its_business():
     assert choose(replace(LINEAR, rows=2), TARGETS["avx2"], database).implementation.name == "packed dot"
 
 
-@pytest.mark.parametrize("entry", [Tuned("of the future"), Tuned("packed dot", {"colour": 1}), Tuned("dense")], ids=str)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Tuned("of the future"),
+        Tuned("dense"),
+        Tuned("packed dot", {"colour": 1}),
+        Tuned("packed dot", {"task_blocks": 0}),
+        Tuned("packed dot", {"task_blocks": "2"}),
+        Tuned("packed dot", {"static_rows": True}),
+    ],
+    ids=str,
+)
 def test_what_a_database_cannot_mean_is_left(entry: Tuned):
     choice = choose(LINEAR, TARGETS["avx2"], {LINEAR.key: entry})
     assert not choice.tuned and choice.implementation.name == "packed dot" and choice.knobs != Knobs()
+
+
+@pytest.mark.parametrize(("span", "obeyed"), [(1024, True), (100, False)])
+def test_spans_are_whole_sixteens_or_keys_would_be_lost(span: int, obeyed: bool):
+    assert tuned(ATTENTION, "decode", span=span).tuned == obeyed
 
 
 def test_keys_tell_problems_apart():

@@ -14,6 +14,7 @@ from typing import Any
 from tvm import DataType, tirx
 from tvm.script.ir_builder import tirx as T
 
+from ....ir.errors import LoweringError
 from ...select import Knobs, Mask
 from .function import kernel
 from .registers import prefetch_line
@@ -30,12 +31,17 @@ _FORGOTTEN = 1.0e30
 
 @dataclass(frozen=True)
 class AttentionKnobs(Knobs):
-    """span: keys of one task. heads_at_once: query heads whose sums of values fit in registers. ahead: keys between the
-    one that is read and the one that is fetched into the cache."""
+    """span: keys of one task, a multiple of 16. heads_at_once: query heads whose sums of values fit in registers.
+    ahead: keys between the one that is read and the one that is fetched into the cache."""
 
     span: int = 512
     heads_at_once: int = 4
     ahead: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.span % LANES:
+            raise LoweringError(f"the knob span is {self.span}: it must be a multiple of {LANES}")
 
 
 @cache

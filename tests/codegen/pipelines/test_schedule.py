@@ -47,7 +47,7 @@ def test_knobs_say_how_many_are_many_and_how_they_are_shared_out():
 
 def test_a_chain_becomes_one_loop_until_its_expression_is_too_large():
     assert scheduled(chain(64, steps=3)).count('T.sblock("step') == 1
-    assert scheduled(chain(64, steps=3), largest_expression=0).count('T.sblock("step') == 3
+    assert scheduled(chain(64, steps=3), largest_expression=1).count('T.sblock("step') == 3
     # Each step reads twice what the step before reads: of the 2**12 reads of twelve steps, 256 at most are one loop's.
     assert scheduled(chain(64, steps=12)).count('T.sblock("step') == 2
 
