@@ -26,6 +26,7 @@ from lutra.codegen.targets.cpu.implementations.dense import DenseKernel
 from lutra.codegen.targets.registry import TARGETS, get_target
 from lutra.ir.errors import LoweringError
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat
+from lutra.tests.support.fuzzing import random
 from torch import nn
 
 FORMATS = [WeightFormat(bits, 64) for bits in (1, 2, 3, 4, 8)]
@@ -83,6 +84,7 @@ attentions = st.builds(
 problems = linears | grouped | attentions
 
 
+@random(100)
 @given(problems, st.sampled_from(sorted(TARGETS)))
 def test_something_is_chosen_for_every_problem_and_all_others_have_a_reason(problem: Problem, name: str):
     target = TARGETS[name]
@@ -94,6 +96,7 @@ def test_something_is_chosen_for_every_problem_and_all_others_have_a_reason(prob
     assert choice.knobs == choice.implementation.knobs
 
 
+@random(100)
 @given(linears, st.sampled_from(sorted(TARGETS)), rows, phases)
 def test_what_a_weight_is_packed_for_does_not_depend_on_rows_or_phase(problem: Any, name: str, rows: Any, phase: Any):
     """Prefill and decode share one packed form."""
@@ -172,6 +175,7 @@ def tuned(problem: Problem, name: str, **knobs: Any) -> Choice:
     return choose(problem, TARGETS["avx2"], {problem.key: Tuned(name, knobs)})
 
 
+@random(100)
 @given(problems, st.data())
 def test_a_database_is_obeyed_where_it_can_be(problem: Problem, data: st.DataObject):
     implementations: tuple[Implementation, ...] = TARGETS["avx2"].implementations[problem.operation]

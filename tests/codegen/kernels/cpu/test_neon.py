@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import tvm
 import tvm_ffi.libinfo
 from lutra.codegen.kernels.cpu.packing import PackedLayout
+from lutra.codegen.prologues import GatedMlpPrologue, RmsNormPrologue
 from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat, dequantize
 
@@ -252,7 +253,7 @@ def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, dtype):
     k = 100
     x, weight = (torch.randn(3, k) * 4).to(dtype), (torch.rand(k) + 0.5).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    q, scale, _ = activations("dot", 32, NEON, k, x, weight, prologue=("rms_norm", 1e-5, True, name))
+    q, scale, _ = activations("dot", 32, NEON, k, x, weight, prologue=RmsNormPrologue(1e-5, True, name))
     normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
     expected = normed.to(dtype) * weight
     step = scale.double().repeat_interleave(32, 1)[:, :k]
@@ -264,7 +265,7 @@ def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, dtype):
 def test_a_fused_gate_is_the_gate_then_the_quantisation(activations, dtype):
     k = 96
     merged = (torch.randn(2, 2 * k) * 3).to(dtype)
-    q, scale, _ = activations("lookup", 32, NEON, k, merged, prologue=("gated_mlp", "silu"))
+    q, scale, _ = activations("lookup", 32, NEON, k, merged, prologue=GatedMlpPrologue("silu"))
     gate, up = merged.split(k, 1)
     expected = F.silu(gate) * up
     step = scale.double().repeat_interleave(8, 1)[:, :, None]
