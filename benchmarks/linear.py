@@ -3,14 +3,14 @@
     python benchmarks/linear.py
     python benchmarks/linear.py --weights 4 --rows 4,8,16 --features 8192x2048 --target avx512
 
-`packed` multiplies the weight as it is packed (`Target.multiplies_packed`), `gemm` unpacks it first, once a tile. Each
-call reads another copy of the weight, more of them than the caches keep; kernels take turns, round by round. Times are
-of the product alone: activations are quantised, and tables built, before.
+`packed` multiplies the weight as it is packed, `gemm` unpacks it first, once a tile (`select.py`, and what CPUs have in
+`targets/cpu/implementations/low_bit.py`). Each call reads another copy of the weight, more of them than the caches
+keep; kernels take turns, round by round. Times are of the product alone: activations are quantised, and tables built,
+before.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from statistics import median
 from typing import Annotated, Any
 
@@ -19,15 +19,17 @@ import typer
 from lutra import LutraError
 from lutra.codegen.kernels.cpu import triples
 from lutra.codegen.kernels.cpu.activations import precompute_outputs
+from lutra.codegen.kernels.cpu.bandwidth import ReadCeiling
 from lutra.codegen.kernels.cpu.lowbit_gemm import low_bit_gemm
-from lutra.codegen.kernels.cpu.lowbit_linear import STATIC_ROWS, low_bit_linear
+from lutra.codegen.kernels.cpu.lowbit_linear import PackedKnobs, low_bit_linear
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.runtime import memory
-from lutra.codegen.runtime.bandwidth import ReadCeiling
-from lutra.codegen.runtime.parallel import compiled
-from lutra.codegen.targets import Target, get_target
-from lutra.codegen.targets.base import Activations, Family
-from lutra.ir.errors import QuantizationError
+from lutra.codegen.kernels.cpu.tile_gemm import tile_gemm
+from lutra.codegen.select import Family, LinearProblem, choose
+from lutra.codegen.targets.cpu import memory
+from lutra.codegen.targets.cpu.isa import Activations, VectorIsa
+from lutra.codegen.targets.cpu.isas import ISAS
+from lutra.codegen.targets.cpu.launcher import compiled
+from lutra.codegen.targets.registry import get_target
 from lutra.ir.weights.formats import WeightFormat
 from rich.console import Console
 from rich.table import Column, Table
@@ -50,10 +52,10 @@ class Contender:
     """One kernel over copies of its weight."""
 
     def __init__(
-        self, name: str, function: Any, layout: PackedLayout, family: Activations, rows: int, target: Target
+        self, name: str, function: Any, layout: PackedLayout, family: Activations, rows: int, isa: VectorIsa
     ) -> None:
         self.name, self.weight_bytes = name, layout.nbytes
-        self._run = compiled(function, target.tvm_target())
+        self._run = compiled(function, isa.tvm_target())
         activations = [filled(*part) for part in precompute_outputs(family, layout.k, layout.activation_group, rows)]
         count = min(max(CACHES // layout.nbytes, 1), COPIES)
         copies = [[filled(*part) for part in layout.buffers] for _ in range(count)]
@@ -74,23 +76,23 @@ def filled(shape: Sequence[Any], dtype: str) -> torch.Tensor:
     return tensor.fill_(1) if dtype.startswith("float") else tensor.random_()
 
 
-def contenders(format: WeightFormat, rows: int, n: int, k: int, target: Target) -> Iterator[Contender]:
-    """All kernels of `target` that multiply a weight of `format` with `rows` rows."""
+def contenders(format: WeightFormat, rows: int, n: int, k: int, isa: VectorIsa) -> Iterator[Contender]:
+    """All kernels of `isa` that multiply a weight of `format` with `rows` rows."""
     families: list[Family] = ["dot", "lookup", *(["triples"] if triples.fits(format, k) else [])]
     for family in families:
-        layout = PackedLayout.create(family, format, n, k, target)
-        static = rows if rows <= STATIC_ROWS else None
-        function = low_bit_linear(layout, target, static, DTYPE)
-        yield Contender(f"packed {family}", function, layout, family, rows, target)
-        if rows > 1:
-            with suppress(QuantizationError):  # a packed form that cannot be unpacked
-                yield Contender(f"gemm of {family}", low_bit_gemm(layout, target, DTYPE), layout, "dot", rows, target)
+        layout = PackedLayout.create(family, format, n, k, isa)
+        function = low_bit_linear(layout, isa, PackedKnobs().static(rows), DTYPE)
+        yield Contender(f"packed {family}", function, layout, family, rows, isa)
+        if rows > 1 and isa.unpacks(family):
+            yield Contender(f"gemm of {family}", low_bit_gemm(layout, isa, DTYPE), layout, "dot", rows, isa)
+            if isa.multiplies_tiles:
+                yield Contender(f"tile gemm of {family}", tile_gemm(layout, isa, DTYPE), layout, "dot", rows, isa)
 
 
-def choice(format: WeightFormat, rows: int, target: Target) -> str:
+def choice(format: WeightFormat, rows: int, n: int, k: int, target: str) -> str:
     """The name of the contender that a decoder's graphs take."""
-    family = target.faster_family(format)
-    return f"packed {family}" if target.multiplies_packed(family, format, rows) else f"gemm of {family}"
+    problem = LinearProblem(phase="prefill", rows=rows, features=n, columns=k, dtype=DTYPE, weight=format, parts=(n,))
+    return choose(problem, get_target(target)).implementation.name
 
 
 def integers(text: str, option: str, separator: str, exactly: int | None = None) -> list[int]:
@@ -102,21 +104,21 @@ def integers(text: str, option: str, separator: str, exactly: int | None = None)
     return [int(part) for part in parts]
 
 
-def compare(weights: Sequence[str], rows: Sequence[int], n: int, k: int, rounds: int, target: Target) -> Table:
+def compare(weights: Sequence[str], rows: Sequence[int], n: int, k: int, rounds: int, target: str) -> Table:
     """Median time of every kernel, its rate, and which one is chosen."""
     ceiling = ReadCeiling().measure()
-    title = f"{n}x{k} on {target.name}, {torch.get_num_threads()} threads, read ceiling {ceiling / 1e9:.1f} GB/s"
+    title = f"{n}x{k} on {target}, {torch.get_num_threads()} threads, read ceiling {ceiling / 1e9:.1f} GB/s"
     kernel = Column("kernel", no_wrap=True)
     table = Table("weights", "rows", kernel, "us", "Gw/s x rows", "GB/s", "of ceiling", "chosen", title=title)
     for name in weights:
         for count in rows:
-            engines = list(contenders(WEIGHTS[name], count, n, k, target))
+            engines = list(contenders(WEIGHTS[name], count, n, k, ISAS[target]))
             turns = [[engine.seconds() for engine in engines] for _ in range(rounds)]
             for engine, *times in zip(engines, *turns, strict=True):
                 seconds = median(times)
                 rate = engine.weight_bytes / seconds
                 figures = [f"{1e6 * seconds:.0f}", f"{n * k * count / seconds / 1e9:.0f}", f"{rate / 1e9:.1f}"]
-                chosen = "*" if engine.name == choice(WEIGHTS[name], count, target) else ""
+                chosen = "*" if engine.name == choice(WEIGHTS[name], count, n, k, target) else ""
                 table.add_row(name, str(count), engine.name, *figures, f"{rate / ceiling:.0%}", chosen)
     return table
 
@@ -133,7 +135,7 @@ def main(
     if unknown := [name for name in named if name not in WEIGHTS]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(WEIGHTS)}", param_hint="--weights")
     try:
-        table = compare(named, counts, n, k, rounds, get_target(target))
+        table = compare(named, counts, n, k, rounds, get_target(target).name)
     except LutraError as error:
         Console().print(f"[bold red]error[/] {error}", highlight=False)
         raise typer.Exit(2) from None

@@ -27,7 +27,7 @@ import typer
 from engine_llama_cpp import SCALES_AT, LlamaCpp
 from engines import SHAPES, TorchEngine
 from lutra import LutraError
-from lutra.codegen.runtime.bandwidth import ReadCeiling
+from lutra.codegen.kernels.cpu.bandwidth import ReadCeiling
 from lutra.tuning.speed import Speed, Timing, alternate
 from lutra.tuning.worker import Worker
 from results import Cell, Column, SaveOption, printed, save

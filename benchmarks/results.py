@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from lutra.codegen.targets import get_target
+from lutra.codegen.targets.registry import get_target
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.table import Table
 

@@ -46,7 +46,7 @@ def passes() -> None:
 @app.command()
 def targets() -> None:
     """List the targets that code is generated for, and which of them this machine can run."""
-    from ..codegen.targets import TARGETS  # loads TVM, which no other command needs
+    from ..codegen.targets.registry import TARGETS  # loads TVM, which no other command needs
 
     found = table("target", "this machine")
     for target in TARGETS.values():

@@ -3,43 +3,38 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import tvm
 from tvm import relax
-from tvm.target.codegen import llvm_cpu_has_features
 
-from ..ir.errors import LoweringError, PackedModelError
+from ..ir.errors import PackedModelError
 from ..ir.graph import Graph
 from ..ir.ops import ParamOp
 from ..ir.types import as_tensor_type
 from .cache.executables import Entry, ExecutableCache, Key
-from .lowering import Lowered, Lowering
-from .pipelines.own_constants import own_constants
-from .pipelines.schedule import schedule_elementwise
+from .lowering.graph import Lowered, lower_graph
 from .runtime.executable import Executable, ExecutableSummary
-from .runtime.parallel import export_library, load_library
-from .runtime.torch_calls import TorchCall
-from .runtime.weights import to_data
-from .runtime.workspace import Workspace, with_workspace
-from .targets import Target
-from .targets.base import Family
+from .runtime.manifest import VERSION as MANIFEST_VERSION
+from .runtime.manifest import Manifest
+from .select import Database, Family
+from .targets.base import Target
 
 
 @dataclass(frozen=True)
 class CodegenOptions:
     """strict: an operator without a lowering is an error. kernel_family: "auto", "lookup", "triples" or "dot".
-    cache: None compiles anew.
+    database: what was measured to be fastest, problem by problem. cache: None compiles anew.
 
     dump: receives Relax and TIR as text. progress: told which stage runs, and how much of how much of it is done where
     that is known."""
 
     strict: bool = False
     kernel_family: Literal["auto"] | Family = "auto"
+    database: Database = field(default_factory=dict)
     cache: ExecutableCache | None = None
     dump: Callable[[str, str], None] | None = None
     progress: Callable[..., None] = lambda stage, done=0, total=0: None
@@ -52,19 +47,21 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
     store = options.cache or ExecutableCache(None)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    entry, outcome = store.find(key, partial(load_library, launcher_cache=store))
+    entry, outcome = store.find(key, partial(target.launcher.load, cache=store))
+    manifest = None
     if entry is not None:
         seconds["load"] = time.perf_counter() - start
-    refused = options.strict and entry is not None and entry.content["fallbacks"]  # to be lowered, for the message
-    if entry is None or refused or options.dump is not None:
-        entry = _build(key, graph, target, options, store, seconds)
+        manifest = Manifest.from_data(entry.content)
+    refused = options.strict and manifest is not None and manifest.fallbacks  # to be lowered, for the message
+    if entry is None or manifest is None or refused or options.dump is not None:
+        entry, manifest = _build(key, graph, target, options, store, seconds)
     if options.cache is None:
         outcome = "off"
-    calls = tuple(TorchCall(**data) for data in entry.content["fallbacks"])
-    summary = ExecutableSummary(entry.content["kernels"], calls, outcome, seconds)
+    summary = ExecutableSummary(manifest.kernels, manifest.fallbacks, manifest.chosen, outcome, seconds)
     bound = time.perf_counter()
     regions = {name: region.module for name, region in graph.regions.items()}
-    executable = Executable(entry, graph.store, summary, regions, partial(options.progress, "weights"))
+    progress = partial(options.progress, "weights")
+    executable = Executable(entry.library, manifest, target.device, graph.store, summary, regions, progress)
     seconds["pack weights"] = time.perf_counter() - bound
     seconds["total"] = time.perf_counter() - start
     return executable
@@ -72,7 +69,7 @@ def compile_graph(graph: Graph, target: Target, options: CodegenOptions) -> Exec
 
 def _build(
     key: Key, graph: Graph, target: Target, options: CodegenOptions, store: ExecutableCache, seconds: dict[str, float]
-) -> Entry:
+) -> tuple[Entry, Manifest]:
     def timed(stage: str, work: Callable[[], Any]) -> Any:
         options.progress(stage)
         start = time.perf_counter()
@@ -80,25 +77,19 @@ def _build(
         seconds[stage] = time.perf_counter() - start
         return result
 
-    _require_features(target)
-    lowering = Lowering(graph, target, options.kernel_family, options.strict)
-    lowered: Lowered = timed("lower", lowering.run)
+    target.check()
+    family = None if options.kernel_family == "auto" else options.kernel_family
+    lowered: Lowered = timed("lower", lambda: lower_graph(graph, target, family, options.strict, options.database))
     if options.dump is not None:
         options.dump("relax.py", lowered.module.script())
-    module, workspace = timed("optimise", lambda: _optimised(lowered.module))
+    module, workspace = timed("optimise", lambda: target.pipeline(lowered.module))
     if options.dump is not None:
         options.dump("tir.py", module.script())
     # Bytecode: a step takes as long as when LLVM compiles the sequence of calls too, which takes 15 s for 16 layers.
     library = timed("generate", lambda: relax.build(module, target.tvm_target(), relax_pipeline=None))
-    content = {
-        "weights": [to_data(w) for w in lowered.weights],
-        "outputs": lowered.outputs,
-        "workspace": workspace.to_data(),
-        "kernels": lowered.kernels,
-        "fallbacks": [call.to_data() for call in lowered.fallbacks],
-    }
-    load = partial(load_library, launcher_cache=store)
-    return timed("store", lambda: store.add(key, content, partial(export_library, library), load))
+    manifest = replace(lowered.manifest, workspace=workspace)
+    export, load = partial(target.launcher.export, library), partial(target.launcher.load, cache=store)
+    return timed("store", lambda: store.add(key, manifest.to_data(), export, load)), manifest
 
 
 def _require_fitting_weights(graph: Graph) -> None:
@@ -115,49 +106,6 @@ def _require_fitting_weights(graph: Graph) -> None:
             )
 
 
-def _require_features(target: Target) -> None:
-    """LLVM ends the process at an instruction that it does not know the processor to have, so it is asked before."""
-    missing = [name for name in target.features if not llvm_cpu_has_features([name], target.tvm_target())]
-    if missing:
-        raise LoweringError(
-            f"target {target.name!r} needs {', '.join(missing)}, which LLVM does not see in {target.tvm_target()}"
-        )
-
-
-def _optimised(module: tvm.IRModule) -> tuple[tvm.IRModule, Workspace]:
-    """Relax as calls of scheduled functions over planned memory, and the memory that `main` takes as parameters."""
-    passes = relax.transform
-    plan = tvm.transform.Sequential(
-        [
-            passes.LegalizeOps(),
-            passes.AnnotateTIROpPattern(),
-            passes.FoldConstant(),
-            own_constants,
-            passes.FuseOps(),
-            passes.FuseTIR(),
-            passes.DeadCodeElimination(),
-            schedule_elementwise,
-            passes.RewriteDataflowReshape(),
-            passes.ToNonDataflow(),
-            passes.RemovePurityChecking(),
-            passes.CallTIRRewrite(),
-            passes.StaticPlanBlockMemory(),
-        ]
-    )
-    lower = tvm.transform.Sequential(
-        [
-            passes.LowerAllocTensor(),
-            passes.KillAfterLastUse(),
-            passes.LowerRuntimeBuiltin(),
-            passes.ComputePrimValue(),
-            passes.VMShapeLower(),
-            passes.AttachGlobalSymbol(),
-        ]
-    )
-    module, workspace = with_workspace(plan(module))
-    return lower(module), workspace
-
-
 def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
     """Everything that the executable depends on. Weights' values are not in it: they are bound at load."""
     inputs = [
@@ -166,12 +114,15 @@ def _key(graph: Graph, target: Target, options: CodegenOptions) -> Key:
     ]
     ranges = sorted((str(s), r) for s, r in graph.symbol_ranges.items())
     text = "\n".join(map(str, (graph.module, graph.phase, inputs, graph.mutations, ranges)))
-    products = ", ".join(f"{dtype}: {target.product_dtype(dtype)}" for dtype in ("bfloat16", "float16"))
+    tuned = sorted(
+        (name, choice.implementation, sorted(choice.knobs.items())) for name, choice in options.database.items()
+    )
     return Key(
         {
             "graph": hashlib.sha256(text.encode()).hexdigest(),
-            "target": f"{target.name} {target.tvm_target()}, products in {products}",
-            "options": f"family {options.kernel_family}",
+            "target": target.fingerprint,
+            "options": f"family {options.kernel_family}" + (f", tuned {tuned}" if tuned else ""),
+            "manifest": str(MANIFEST_VERSION),
             "versions": versions(),
         }
     )

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,27 @@ def test_imports_point_one_way(path: Path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_can_be_read_in_one_sitting(path: Path):
     assert len(path.read_text().splitlines()) <= 500
+
+
+CPU_ROOMS = ("codegen/kernels/cpu/", "codegen/targets/cpu/", "codegen/pipelines/cpu.py")
+OF_CPUS = {"ctypes", "mmap", "subprocess", "tvm.script.ir_builder", "tvm.script.ir_builder.tirx"}
+"""What takes addresses, pages, OpenMP's library and vectors."""
+CODEGEN = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "codegen"]
+
+
+@pytest.mark.parametrize("path", CODEGEN, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_is_of_cpus_stays_in_their_rooms_and_code_generation_has_layers(path: Path):
+    name, imported = str(path.relative_to(ROOT)), imported_modules(path)
+    if not name.startswith(CPU_ROOMS):
+        assert not OF_CPUS & set(imported)
+    if name.startswith("codegen/kernels/"):
+        assert not [module for module in imported if module.startswith("lutra.codegen.lowering")]
+    if name.startswith("codegen/lowering/") or name == "codegen/select.py":
+        assert not [module for module in imported if module.startswith("lutra.codegen.targets")]
+
+
+def test_no_files_of_code_generation_import_each_other():
+    files = {".".join(("lutra", *path.relative_to(ROOT).with_suffix("").parts)): path for path in CODEGEN}
+    names = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    imports = {name: set(imported_modules(path)) & names.keys() - {name} for name, path in names.items()}
+    TopologicalSorter(imports).prepare()  # raises `CycleError`

@@ -3,7 +3,7 @@
 import sympy
 import torch
 
-from ..codegen.targets import TARGETS
+from ..codegen.targets.registry import TARGETS
 from ..ir.graph import Graph
 from ..ir.types import as_tensor_type
 from ..recipes.conditions import FACTS

@@ -12,7 +12,7 @@ from torch import fx
 
 from ..codegen.cache.executables import ExecutableCache
 from ..codegen.compile import CodegenOptions, compile_graph
-from ..codegen.targets import get_target
+from ..codegen.targets.registry import get_target
 from ..ir.errors import ParameterError
 from ..ir.graph import Graph, Phase
 from ..ir.weights.store import ParameterStore

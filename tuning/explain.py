@@ -15,6 +15,7 @@ import sympy
 from rich.console import Console, Group
 from rich.table import Table
 
+from ..codegen.runtime.manifest import Chosen
 from ..codegen.runtime.weights import PackedWeight
 from ..ir.analysis.amounts import CONTEXT, Amount
 from ..ir.analysis.cost import OperationCost, graph_costs, total
@@ -23,7 +24,7 @@ from ..ir.ops import AttentionOp, LinearOp, TableLinearOp
 from ..ir.types import tensor_type
 from ..passes.base import PassReport
 from ..torch_plugin.compiled_graph import CompiledGraph
-from ..torch_plugin.inspect.report import module_of, states_of
+from ..torch_plugin.inspect.report import choice_table, module_of, states_of
 from .machine import Machine, Product, machine_for
 
 _WIDTH = 110
@@ -65,6 +66,7 @@ class Explanation:
     kernel_seconds: float
     step_seconds: float
     passes: tuple[PassReport, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
     @property
     def amount(self) -> Amount:
@@ -120,16 +122,17 @@ class Explanation:
             facts.add_row(report.name, f"{changed}{f'; left alone: {left}' if left else ''}")
         return Group(table, facts)
 
-    def layers(self) -> Table:
-        """Every linear: which format and kernels it got, and its share."""
+    def layers(self) -> Group:
+        """Every linear: which format and kernels it got, and its share; then why it got these kernels and no others."""
+        implementations = {weight: choice.implementation for choice in self.chosen for weight in choice.weights}
         table = Table(title="linears", title_justify="left")
-        for heading in ("modules", "weight", "MB", "us"):
-            table.add_column(heading, justify="left" if heading in ("modules", "weight") else "right")
+        for heading in ("modules", "weight", "by", "MB", "us"):
+            table.add_column(heading, justify="right" if heading in ("MB", "us") else "left")
         for row in self.rows:
             if row.product is not None:
-                size = f"{float(row.amount.weights) / 1e6:.2f}"
-                table.add_row(row.cost.path, row.product.name, size, f"{1e6 * row.seconds:.0f}")
-        return table
+                size, by = f"{float(row.amount.weights) / 1e6:.2f}", implementations.get(row.cost.weight or "", "")
+                table.add_row(row.cost.path, row.product.name, by, size, f"{1e6 * row.seconds:.0f}")
+        return Group(table, choice_table(self.chosen))
 
 
 def explain(model: Any, context: int, batch: int | None = None, machine: Machine | None = None) -> Explanation:
@@ -157,6 +160,7 @@ def explain(model: Any, context: int, batch: int | None = None, machine: Machine
         kernel_seconds=calls * machine.kernel,
         step_seconds=machine.step,
         passes=tuple(compiled.pass_reports),
+        chosen=compiled.executable.summary.chosen,
     )
 
 

@@ -3,7 +3,7 @@
 Five kinds of constants, none of them taken from a model whose time is predicted but for the bytes of its weights, which
 say what of them the caches keep from one step to the next:
 
-- the read ceiling (`codegen/runtime/bandwidth.py`) over as many bytes;
+- the read ceiling (`codegen/kernels/cpu/bandwidth.py`) over as many bytes;
 - for each kind of linear in use, how fast its kernel streams its weight from memory, and what a call costs beside:
   two chains of equal linears, one of as many bytes, compiled and run as any model is;
 - a step outside compiled code and the cost of one kernel call: decode steps of two tiny Llamas that differ in layers,
@@ -25,8 +25,8 @@ from torch import nn
 
 from ..codegen.cache.executables import ExecutableCache, Key
 from ..codegen.compile import versions
-from ..codegen.runtime.bandwidth import ReadCeiling
-from ..codegen.targets import get_target
+from ..codegen.kernels.cpu.bandwidth import ReadCeiling
+from ..codegen.targets.registry import get_target
 from ..ir.analysis.amounts import CONTEXT
 from ..ir.analysis.cost import graph_costs, total
 from ..ir.errors import LutraError

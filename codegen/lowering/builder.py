@@ -1,17 +1,15 @@
-"""One graph of the IR becomes one Relax function: walk its operations, ask the registry, fall back to torch.
+"""What lowerings read of a graph of the IR and write into the Relax function that it becomes.
 
 The function takes the symbolic integers (as one shape), the graph's tensors, and the weights it turned out to need.
-Sizes of every
-value come from `ir.shapes`, as sympy expressions, and are asserted on values whose size Relax cannot infer. A
-lowering may *defer* a
-value: it is computed only when somebody asks for the tensor, so that a consumer may take over the computation (a norm
-inside the quantisation of its result).
+Sizes of every value come from `ir.analysis.shapes`, as sympy expressions, and are asserted on values whose size Relax
+cannot infer. A value may be *deferred* (`values.py`): it is computed only when somebody asks for the tensor, so that a
+consumer may take over the computation (a norm inside the quantisation of its result).
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import sympy
 import torch
@@ -23,163 +21,56 @@ from ...ir.analysis.aliases import Aliases, aliases
 from ...ir.analysis.shapes import SymbolicValue, symbolic_values
 from ...ir.errors import LoweringError
 from ...ir.graph import Graph
-from ...ir.operator_call import REGION_CALL, OperatorCall, operation_name
+from ...ir.operator_call import OperatorCall
 from ...ir.types import as_tensor_type
 from ..kernels.cpu.packing import PackedLayout
 from ..runtime.torch_calls import TorchCall
 from ..runtime.weights import PackedWeight, PlainWeight, WeightSource
-from ..targets.base import Family, Target
-from .registry import DECLINED, LOWERINGS, Lower
+from ..select import Choice, Database, Family, HasImplementations, Problem, choose
 from .symbols import Symbols, dtype_name
-from .write_back import write_back
+from .values import Deferred
 
 TORCH_CALL = "lutra.torch_call"
 """Packed function (`runtime/callbacks.py`) that runs an `OperatorCall` given as JSON; of a region a list of results."""
 
 
 @dataclass
-class Deferred:
-    """A value not computed yet. `kind` and `operands` tell a consumer what it is; `emit()` computes it."""
+class Made:
+    """What was chosen for an operation, and the weights that it reads."""
 
-    kind: str
-    operands: dict[str, Any]
-    emit: Callable[[], relax.Var]
-
-
-@dataclass
-class Lowered:
-    """A Relax module whose function `main` computes a graph, and what its caller must know.
-
-    `outputs`: per result of the graph ("tensor", i), ("size", i) or ("literal", value), i counting the function's
-    tensors or sizes; ("input", i) for the graph's input i, updated in place."""
-
-    module: tvm.IRModule
-    weights: list[WeightSource]
-    outputs: list[tuple[str, Any]]
-    kernels: dict[str, int]
-    fallbacks: list[TorchCall]
+    choice: Choice
+    symbols: tuple[str, ...]
 
 
 @dataclass
 class Lowering:
-    """State of one lowering; `low[value]` is the lowered form of an MLIR value."""
+    """State of one lowering; `low[value]` is the lowered form of an MLIR value.
+
+    family: what weights have to be packed for; None leaves it to the target. updated: value -> number of the input in
+    whose memory it was written. memo: what several operations share."""
 
     graph: Graph
-    target: Target
-    kernel_family: Literal["auto"] | Family = "auto"
-    strict: bool = False
+    target: HasImplementations
+    family: Family | None = None
+    database: Database = field(default_factory=dict)
     builder: relax.BlockBuilder = field(default_factory=relax.BlockBuilder)
     symbols: Symbols = field(default_factory=Symbols)
     kernels: Counter[str] = field(default_factory=Counter)
+    chosen: list[Made] = field(default_factory=list)
     fallbacks: list[TorchCall] = field(default_factory=list)
     memo: dict[Any, Any] = field(default_factory=dict)
-    aliases: Aliases = field(default_factory=Aliases)
     updated: dict[Any, int] = field(default_factory=dict)
-    """Value -> number of the input in whose memory it was written."""
+    weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
+    aliases: Aliases = field(init=False)
+    _described: Mapping[Any, Any] = field(init=False)
     _values: dict[Any, Any] = field(default_factory=dict)
-    _described: dict[Any, Any] = field(default_factory=dict)
-    _weights: dict[WeightSource, relax.Var] = field(default_factory=dict)
     _functions: dict[tirx.PrimFunc, tvm.ir.GlobalVar] = field(default_factory=dict)
     _reshaped: dict[relax.Var, relax.Var] = field(default_factory=dict)
     """Result of a reshape -> what it has the elements of."""
 
-    def run(self) -> Lowered:
-        """Lower the whole graph; raises `LoweringError` in strict mode when some operator has no lowering."""
+    def __post_init__(self) -> None:
         self._described = symbolic_values(self.graph).by_value(self.graph)
         self.aliases = aliases(self.graph)
-        arguments = list(self.graph.function.regions[0].blocks[0].arguments)
-        sizes = [self.symbols.expression(i.symbol) for i in self.graph.inputs if i.symbol is not None]
-        params = [relax.Var("sizes", relax.ShapeType(sizes))]
-        for value, description in zip(arguments, self.graph.inputs, strict=True):
-            if description.symbol is not None:
-                self._values[value] = self.symbols.expression(description.symbol)
-                continue
-            params.append(relax.Var(f"input{len(params) - 1}", self.tensor_type(value)))
-            self._values[value] = params[-1]
-        with self.builder.function("main"):
-            self.builder.begin_scope(params)
-            with self.builder.dataflow():
-                for op in self.graph.operations:
-                    results = self._operation(op)
-                output = self.builder.emit_output(relax.Tuple(results[0]))
-            self.builder.end_scope()
-            self.builder.emit_func_output(output, params + list(self._weights.values()))
-        module = self.builder.finalize()
-        # The machine then checks the shapes of inputs alone at every call: weights are ours.
-        module.update_func(module.get_global_var("main"), module["main"].with_attr("num_input", len(params)))
-        if self.strict and self.fallbacks:
-            raise LoweringError(
-                "strict: these operators have no lowering and would run as torch calls:\n  "
-                + "\n  ".join(map(str, self.fallbacks))
-            )
-        return Lowered(module, list(self._weights), results[1], dict(self.kernels), self.fallbacks)
-
-    def _operation(self, op: Any) -> Any:
-        operation = op.operation
-        name = operation_key(op)
-        if name == "func.return":
-            return self._results(list(operation.operands))
-        numbers = [self._number(result) for result in operation.results]
-        if numbers and all(n is not None and n.free_symbols <= self.symbols.variables.keys() for n in numbers):
-            for result, number in zip(operation.results, numbers, strict=True):
-                self._values[result] = self.symbols.expression(number)
-            return None
-        if numbers and not operation_name(op).startswith(REGION_CALL) and all(map(self._is_empty, operation.results)):
-            for result in operation.results:
-                self._values[result] = self.empty(self.tensor_type(result))
-            return None
-        value = self._lowered(op, LOWERINGS.get(name))
-        items: list[Any] = value if isinstance(value, list) and len(operation.results) != 1 else [value]
-        for result, item in zip(operation.results, items, strict=False):
-            self._values[result] = item
-        return None
-
-    def _is_empty(self, value: Any) -> bool:
-        """A tensor that has no elements, whatever the operation."""
-        described = self._described[value]
-        return isinstance(described, SymbolicValue) and described.dtype is not None and 0 in (described.shape or ())
-
-    def _lowered(self, op: Any, lower: Lower | None) -> Any:
-        """What `lower` makes of `op`; where it declines or fails, the torch operator."""
-        kernels, reason = self.kernels.copy(), "it has no lowering"
-        if lower is not None:
-            try:
-                value = lower(self, op)
-                if value is not DECLINED:
-                    return value
-                reason = "its lowering does not cover this case"
-            except Exception as error:
-                self.kernels = kernels
-                reason = f"its lowering failed: {type(error).__name__}: {error}"
-        call, slots = OperatorCall.of(op)
-        self._note_fallback(op, call, reason)
-        return self._call(op, call, slots)
-
-    def _note_fallback(self, op: Any, call: OperatorCall, reason: str) -> None:
-        if call.region is None:
-            self.fallbacks.append(TorchCall.of(op, call.name, reason))
-            return
-        for _, why, node in self.graph.regions[call.region].operators:
-            self.fallbacks.append(TorchCall.of_node(node, why))
-
-    def _results(self, values: list[Any]) -> tuple[list[relax.Expr], list[tuple[str, Any]]]:
-        tensors, sizes, kinds = [], [], []
-        written = write_back(self, values)
-        for number, value in enumerate(values):
-            item = written.get(number, self[value])
-            if is_tensor(item):
-                # An updated input is returned too: nothing else may read it, and the update would be dead code.
-                given = self.graph.mutations[number] if number in written else self.updated.get(value)
-                if number in self.aliases.lent:
-                    item, given = self.library("copy", [item], self.tensor_type(value)), None
-                kinds.append(("tensor", len(tensors) + 1) if given is None else ("input", given))
-                tensors.append(item)
-            elif is_size(item):
-                kinds.append(("size", len(sizes)))
-                sizes.append(item)
-            else:
-                kinds.append(("literal", item))
-        return [relax.ShapeExpr(sizes), *tensors], kinds
 
     # What lowerings read
     # -----------------------------------------------------------------------------------------------
@@ -204,14 +95,14 @@ class Lowering:
         return described.shape
 
     def number(self, value: Any) -> sympy.Expr | None:
-        """The expression of an integer value that is known from sizes, else None."""
-        number = self._number(value)
-        return number if number is not None and number.is_integer else None
-
-    def _number(self, value: Any) -> sympy.Expr | None:
-        """As `number`, of a float too."""
+        """The expression of an integer or a float that is known from sizes, else None."""
         described = self._described[value]
         return described.number if isinstance(described, SymbolicValue) else None
+
+    def is_empty(self, value: Any) -> bool:
+        """A tensor that has no elements, whatever the operation."""
+        described = self._described[value]
+        return isinstance(described, SymbolicValue) and described.dtype is not None and 0 in (described.shape or ())
 
     def sizes(self, value: Any) -> list[Any]:
         """Sizes of a tensor value, Python ints where static, TIR expressions elsewhere."""
@@ -237,6 +128,16 @@ class Lowering:
 
     # What lowerings write
     # ----------------------------------------------------------------------------------------------
+
+    def define(self, value: Any, item: Any) -> None:
+        """`item` is the lowered form of `value`."""
+        self._values[value] = item
+
+    def compute(self, problem: Problem, operands: Any, symbols: Sequence[str] = ()) -> Any:
+        """The result of `problem` by the implementation that is chosen for it; `symbols`: the weights that it reads."""
+        choice = choose(problem, self.target, self.database)
+        self.chosen.append(Made(choice, tuple(symbols)))
+        return choice.implementation.emit(self, problem, operands, choice.knobs)
 
     def emit(self, expression: relax.Expr, like: Any | None = None) -> relax.Var:
         """Bind `expression`; with `like` (an MLIR value) its sizes are asserted where Relax did not infer them."""
@@ -330,9 +231,9 @@ class Lowering:
         ]
 
     def _weight(self, source: WeightSource, type_: relax.TensorType) -> relax.Var:
-        if source not in self._weights:
-            self._weights[source] = relax.Var(f"weight{len(self._weights)}", type_)
-        return self._weights[source]
+        if source not in self.weights:
+            self.weights[source] = relax.Var(f"weight{len(self.weights)}", type_)
+        return self.weights[source]
 
     # Torch fallback
     # ----------------------------------------------------------------------------------------------------
@@ -341,9 +242,10 @@ class Lowering:
         """Run `op` as the torch operator that it is, where torch's library is the best there is."""
         call, slots = OperatorCall.of(op)
         self.kernels[f"torch:{call.name}"] += 1
-        return self._call(op, call, slots)
+        return self.call_torch(op, call, slots)
 
-    def _call(self, op: Any, call: OperatorCall, slots: list[Any]) -> Any:
+    def call_torch(self, op: Any, call: OperatorCall, slots: list[Any]) -> Any:
+        """Let torch make the results of `op`; raises `LoweringError` for what torch cannot hand over."""
         results = list(op.operation.results)
         for result in results:
             if as_tensor_type(result.type) is None:
@@ -369,9 +271,3 @@ def is_tensor(item: Any) -> bool:
 def is_size(item: Any) -> bool:
     """A lowered value is an integer, known now or at run time."""
     return isinstance(item, int | relax.Expr) and not isinstance(item, bool) and not is_tensor(item)
-
-
-def operation_key(op: Any) -> str:
-    """The name under which lowerings are registered."""
-    name = operation_name(op)
-    return name if name.startswith(("torch.", "lutra.", "func.")) else f"torch.{name}"

@@ -2,12 +2,11 @@
 executable."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .builder import Lowering
+from .builder import Lowering
 
-Lower = Callable[["Lowering", Any], Any]
+Lower = Callable[[Lowering, Any], Any]
 """`(lowering, op) -> value of the op's result` (a list of values for several results); `DECLINED` when it does not
 apply."""
 

@@ -15,6 +15,8 @@ from tvm.sym import Analyzer
 from ...ir.errors import LoweringError
 
 SIZE = "int64"
+FLOATS = ("float32", "bfloat16", "float16")
+"""What our kernels compute in float32; torch computes with float64."""
 _SUMS = (sympy.Add, sympy.Mul)
 
 

@@ -3,15 +3,13 @@ each would cost Python more than all the arithmetic behind it."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tvm import relax
 
 from ..kernels.cpu.pointwise import overwrite
+from .builder import Lowering
 from .symbols import dtype_name
-
-if TYPE_CHECKING:
-    from .builder import Lowering
 
 LARGEST = 1024
 """Elements of what is small."""
@@ -19,7 +17,7 @@ KERNEL_CALLS = ("relax.call_tir", "relax.call_tir_inplace", "relax.call_dps_pack
 """What gives results that are their own, or updates in place, which `Lowering.updated` knows."""
 
 
-def write_back(low: "Lowering", results: Sequence[Any]) -> dict[int, relax.Var]:
+def write_back(low: Lowering, results: Sequence[Any]) -> dict[int, relax.Var]:
     """Emit, after everything else, copies of updates into their inputs; number of the result -> the input after that.
 
     Left out: an update that is in place already, one that is also a result of another kind, and an input that another
@@ -46,7 +44,7 @@ def _small(sizes: Sequence[Any]) -> bool:
     return all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= LARGEST
 
 
-def _may_read(low: "Lowering", values: Iterable[Any], target: relax.Var) -> bool:
+def _may_read(low: Lowering, values: Iterable[Any], target: relax.Var) -> bool:
     """True when one of `values` may be a view of `target`: it comes from it by Relax operators on one tensor."""
     waiting, seen = [v for v in values if isinstance(v, relax.Var)], set()
     while waiting:

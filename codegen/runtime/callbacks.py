@@ -5,8 +5,6 @@ Tensors cross without a copy. A result that shares memory with an argument is co
 ahead and would write over it.
 """
 
-import ctypes
-import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +15,21 @@ import torch
 import tvm_ffi
 
 from ...ir.operator_call import OperatorCall
-from ..kernels.cpu.unpacked_linear import PRODUCT, scratch_rows
+
+SCRATCH_BYTES = 8 << 20
+"""Of the part of a converted or unpacked weight that is multiplied at once. Zen 3, two threads: 128 x 2048 times 2048 x
+1024 in float32 from such a matrix runs at 102 GFLOP/s, times 2048 x 8192 at 66."""
+SCRATCH_STEP = 64
+"""Rows of such a part are a multiple of these."""
 
 _parse = cache(OperatorCall.from_json)
 Region = Callable[..., tuple[torch.Tensor, ...]]
 _regions = threading.local()
+
+
+def scratch_rows(k: int, itemsize: int, most: int = SCRATCH_BYTES) -> int:
+    """Rows of a weight with k columns that are multiplied at once: within `most` bytes where they can be."""
+    return max(most // (k * itemsize) // SCRATCH_STEP, 1) * SCRATCH_STEP
 
 
 @contextmanager
@@ -69,12 +77,12 @@ def _linear(bias: bool, residual: bool) -> Callable[..., None]:
         extra, first = rest[count:], 0
         for weight in rest[:count]:
             part = slice(first, first + len(weight))
-            product(x, weight, extra[0][part] if bias else None, out[:, part])
+            part_of(x, weight, extra[0][part] if bias else None, out[:, part])
             first += len(weight)
         if residual:
             out.add_(extra[-1])
 
-    def product(x: torch.Tensor, weight: torch.Tensor, added: torch.Tensor | None, out: torch.Tensor) -> None:
+    def part_of(x: torch.Tensor, weight: torch.Tensor, added: torch.Tensor | None, out: torch.Tensor) -> None:
         n, k = weight.shape
         rows = min(scratch_rows(k, 4), n) if x.dtype is torch.float32 and n else max(n, 1)
         scratch = None if weight.dtype == x.dtype else torch.empty(rows, k, dtype=x.dtype)
@@ -83,7 +91,7 @@ def _linear(bias: bool, residual: bool) -> Callable[..., None]:
             matrix = weight[part]
             if scratch is not None:
                 matrix = scratch[: len(matrix)].copy_(matrix)
-            _product(x, matrix, added[part] if added is not None else None, out[:, part])
+            product(x, matrix, added[part] if added is not None else None, out[:, part])
 
     return run
 
@@ -94,22 +102,7 @@ def _copy(*values: Any) -> None:
     out.copy_(x)
 
 
-def _product_of_rows(
-    compute: str, dtype: str, bias: str, residual: int, m: int, n: int, k: int, first: int, count: int, *pointers: Any
-) -> None:
-    """Columns `first : first + count` of `out = x W^T (+ bias) (+ residual)`, from those rows of W.
-
-    `kernels/cpu/unpacked_linear.py` calls it with the addresses of x, the rows, out and what there is of the rest."""
-    x = _at(pointers[0], (m, k), compute)
-    matrix = _at(pointers[1], (count, k), compute)
-    part = slice(first, first + count)
-    out = _at(pointers[2], (m, n), dtype)[:, part]
-    _product(x, matrix, _at(pointers[3], (n,), bias)[part] if bias else None, out)
-    if residual:
-        out.add_(_at(pointers[-1], (m, n), dtype)[:, part])
-
-
-def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
+def product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> None:
     """`out = x matrix^T (+ bias)`, rounded once if `out` has fewer bits than x."""
     result = out if out.dtype == x.dtype else torch.empty(out.shape, dtype=x.dtype)
     if bias is not None:
@@ -118,17 +111,6 @@ def _product(x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, o
         torch.mm(x, matrix.t(), out=result)
     if result is not out:
         out.copy_(result)
-
-
-def _at(pointer: Any, shape: tuple[int, ...], dtype: str) -> torch.Tensor:
-    """The compact tensor at an address, which stays its owner's."""
-    type_ = getattr(torch, dtype)
-    size = math.prod(shape)
-    if size == 0:
-        return torch.empty(shape, dtype=type_)
-    return torch.frombuffer((ctypes.c_byte * (size * type_.itemsize)).from_address(pointer.value), dtype=type_).view(
-        shape
-    )
 
 
 def _attention(causal: bool, masked: bool, merged: bool) -> Callable[..., Any]:
@@ -151,7 +133,6 @@ def register() -> None:
     functions: dict[str, Callable[..., Any]] = {"lutra.torch_call": _torch_call, "lutra.library.copy": _copy}
     functions["lutra.library.empty"] = lambda out: None
     flags = (False, True)
-    functions[PRODUCT] = _product_of_rows
     for bias in flags:
         for residual in flags:
             name = "linear" + "_bias" * bias + "_residual" * residual

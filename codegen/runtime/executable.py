@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tvm
 import tvm_ffi
 from torch.utils.dlpack import from_dlpack
 from tvm import relax
 
 from ...ir.weights.store import ParameterStore
-from ..cache.executables import Entry
+from ..device import Device
 from .callbacks import Region, register, running
+from .manifest import Chosen, Manifest, Output, SizeOutput, TensorOutput, UpdatedInput
 from .torch_calls import TorchCall
-from .weights import ALIGNMENT, from_data
-from .workspace import Workspace
 
 Watch = Callable[[str, bool, int], None]
 """`watch(name, begins, bytes of weights)`."""
@@ -27,35 +25,42 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ExecutableSummary:
-    """What runs: calls of each kernel, what torch runs for want of a lowering, where the code came from ("hit", "miss:
-    why"), stages in seconds."""
+    """What runs: calls of each kernel, what torch runs for want of a lowering, which implementations were chosen and
+    why, where the code came from ("hit", "miss: why"), stages in seconds."""
 
-    kernels: dict[str, int]
+    kernels: Mapping[str, int]
     fallbacks: tuple[TorchCall, ...]
+    chosen: tuple[Chosen, ...]
     cache: str
     seconds: dict[str, float]
 
 
 class Executable:
-    """Call it with the graph's inputs (tensors and ints, in order); it returns the graph's results in order."""
+    """A `library` whose `main` is as `manifest` says, on `device`.
+
+    Call it with the graph's inputs (tensors and ints, in order); it returns the graph's results in order."""
 
     def __init__(
         self,
-        entry: Entry,
+        library: Any,
+        manifest: Manifest,
+        device: Device,
         store: ParameterStore,
         summary: ExecutableSummary,
         regions: Mapping[str, Region],
         progress: Progress | None = None,
     ) -> None:
         register()
+        device.prepare()
+        self._device = device
         self._regions = regions
         self.summary = summary
-        self._outputs: list[tuple[str, Any]] = [(kind, value) for kind, value in entry.content["outputs"]]
-        self._library = entry.library
-        self._machine = relax.VirtualMachine(self._library, tvm.cpu())
+        self._outputs = manifest.outputs
+        self._library = library
+        self._machine = relax.VirtualMachine(self._library, device.tvm)
         self._main = self._machine["main"]
-        self.sources = [from_data(data) for data in entry.content["weights"]]
-        self._workspace = [tvm_ffi.from_dlpack(x) for x in Workspace.from_data(entry.content["workspace"]).tensors()]
+        self.sources = manifest.weights
+        self._workspace = [tvm_ffi.from_dlpack(x) for x in manifest.workspace.tensors(device)]
         self._lock = threading.Lock()
         self.bind(store, progress)
 
@@ -80,14 +85,12 @@ class Executable:
         return names
 
     def __call__(self, *inputs: Any) -> list[Any]:
-        usable = [_usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
+        usable = [self._device.usable(value) if isinstance(value, torch.Tensor) else int(value) for value in inputs]
         sizes = tuple(value for value in usable if isinstance(value, int))
         tensors = [value for value in usable if isinstance(value, torch.Tensor)]
         with self._lock, running(self._regions):  # the machine and the workspace serve one call at a time
             results = self._main(tvm_ffi.Shape(sizes), *tensors, *self._bound, *self._workspace)
-        return [
-            usable[value] if kind == "input" else self._result(kind, value, results) for kind, value in self._outputs
-        ]
+        return [_result(output, results, usable) for output in self._outputs]
 
     @contextmanager
     def watched(self, watch: Watch, call: Callable[[bool], None]) -> Iterator[None]:
@@ -106,7 +109,7 @@ class Executable:
             finally:
                 call(False)
 
-        machine = relax.VirtualMachine(self._library, tvm.cpu())  # one cannot take an instrument off again
+        machine = relax.VirtualMachine(self._library, self._device.tvm)  # one cannot take an instrument off again
         machine.set_instrument(instrument)
         plain, watched, self._main = self._main, machine["main"], main
         try:
@@ -114,18 +117,12 @@ class Executable:
         finally:
             self._main = plain
 
-    @staticmethod
-    def _result(kind: str, value: Any, results: Sequence[Any]) -> Any:
-        if kind == "literal":
-            return value
+
+def _result(output: Output, results: Sequence[Any], inputs: Sequence[Any]) -> Any:
+    """What the caller gets: of what the function returned, or of what it was called with."""
+    if isinstance(output, TensorOutput):
         # By way of the capsule: what torch negotiates with other libraries takes longer than small kernels.
-        return results[0][value] if kind == "size" else from_dlpack(results[value].__dlpack__())
-
-
-def _usable(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` itself when compiled code may read it where it is: compact and aligned; else a copy."""
-    if not tensor.is_contiguous():
-        tensor = tensor.contiguous()
-    if tensor.data_ptr() % ALIGNMENT:
-        return tensor.clone()
-    return tensor.detach() if tensor.requires_grad else tensor
+        return from_dlpack(results[output.index].__dlpack__())
+    if isinstance(output, UpdatedInput):
+        return inputs[output.index]
+    return results[0][output.index] if isinstance(output, SizeOutput) else output.value

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 
 from ...ir.errors import PackedModelError, QuantizationError
 from ...ir.weights.store import ParameterStore
+from ..device import ALIGNMENT
 from ..kernels.cpu.packing import LAYOUT_VERSION, PackedLayout
-from ..targets import TARGETS
-from .weights import ALIGNMENT, PackedWeight, WeightSource, to_data
+from ..targets.cpu.isas import ISAS
+from .weights import PackedWeight, WeightSource, to_data
 
 _VERSION, _WEIGHTS = "lutra.layout_version", "lutra.weights"
 _WEIGHTS_DATA = TypeAdapter(list[PackedWeight], config=ConfigDict(strict=True))
@@ -78,13 +79,11 @@ def _sources(metadata: Mapping[str, str], path: Path) -> list[PackedWeight]:
 
 
 def _is_packable(layout: PackedLayout) -> bool:
-    """True when some target has kernels for `layout`: those that unpack it rely on that."""
+    """True when some instruction set has kernels for `layout`: those that unpack it rely on that."""
     if min(layout.n, layout.k) < 1:
         return False
     try:
-        made = [
-            PackedLayout.create(layout.family, layout.format, layout.n, layout.k, target) for target in TARGETS.values()
-        ]
+        made = [PackedLayout.create(layout.family, layout.format, layout.n, layout.k, isa) for isa in ISAS.values()]
     except QuantizationError:
         return False
     return layout in made

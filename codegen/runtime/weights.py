@@ -10,11 +10,9 @@ from ...ir.errors import PackedModelError, QuantizationError
 from ...ir.weights.formats import QuantizedWeight, WeightFormat
 from ...ir.weights.rounding import RoundToNearest
 from ...ir.weights.store import ParameterStore
+from ..device import ALIGNMENT
 from ..kernels.cpu.packing import PackedLayout
 from ..kernels.cpu.rounding import round_to_nearest
-
-ALIGNMENT = 64
-"""Bytes; what compiled code may assume of a tensor's address."""
 
 
 @dataclass(frozen=True)

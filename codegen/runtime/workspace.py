@@ -13,8 +13,7 @@ import torch
 import tvm
 from tvm import relax
 
-from . import memory
-from .weights import ALIGNMENT
+from ..device import ALIGNMENT, Device
 
 KEPT_BYTES = 1 << 20
 """Larger storages are of prompts, whose kernels take much longer than to allocate them: these stay with the pool that
@@ -38,9 +37,9 @@ class Workspace:
     size: int = 0
     views: tuple[View, ...] = ()
 
-    def tensors(self) -> list[torch.Tensor]:
+    def tensors(self, device: Device) -> list[torch.Tensor]:
         """The views in memory of their own."""
-        whole = memory.empty((self.size,), torch.uint8)
+        whole = device.empty((self.size,), torch.uint8)
 
         def view(place: View) -> torch.Tensor:
             dtype = getattr(torch, place.dtype)

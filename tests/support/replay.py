@@ -16,9 +16,8 @@ from typing import Annotated, Any
 import torch
 import transformers
 import typer
-from lutra.codegen import compile as codegen
-from lutra.codegen.lowering import Lowering
-from lutra.codegen.targets import get_target
+from lutra.codegen.lowering.graph import lower_graph
+from lutra.codegen.targets.registry import get_target
 from lutra.ir.graph import Graph
 from lutra.passes.pipeline import run_passes
 from lutra.recipes.loading import library
@@ -65,7 +64,7 @@ class Replay:
 
     def _keep(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
         run_passes(graph, self._state.recipe.steps, graph_facts(graph))
-        module, _ = codegen._optimised(Lowering(graph, self._target, "auto", False).run().module)
+        module, _ = self._target.pipeline(lower_graph(graph, self._target).module)
         name, copies = graph.phase, 1
         while name in self.texts:
             copies += 1

@@ -13,7 +13,7 @@ import lutra
 import pytest
 import torch
 import transformers as tf
-from lutra.codegen.targets import TARGETS, get_target
+from lutra.codegen.targets.registry import TARGETS, get_target
 from lutra.ir.weights.formats import WeightFormat, dequantize
 from lutra.ir.weights.rounding import RoundToNearest
 from lutra.passes.quantize_weights.gptq import Gptq

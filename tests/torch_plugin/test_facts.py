@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lutra.codegen.targets import TARGETS
+from lutra.codegen.targets.registry import TARGETS
 from lutra.recipes.conditions import FACTS, Condition
 from lutra.tests.support.capture import graphs_of
 from lutra.torch_plugin.facts import graph_facts

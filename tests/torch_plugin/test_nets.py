@@ -11,7 +11,9 @@ import pytest
 import torch
 from lutra.codegen import compile as codegen
 from lutra.codegen.lowering import registry
-from lutra.codegen.targets import get_target
+from lutra.codegen.pipelines import cpu
+from lutra.codegen.targets.cpu.isas import ISAS
+from lutra.codegen.targets.registry import get_target
 from lutra.ir.importing import fx_import
 from lutra.passes.fuse.fuse import Fuse
 from lutra.torch_plugin import nets
@@ -69,7 +71,7 @@ def a_pass_fails(patch: pytest.MonkeyPatch) -> None:
 
 
 def optimising_fails(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(codegen, "_optimised", fails)
+    patch.setattr(cpu, "with_workspace", fails)
 
 
 def the_compiler_fails(patch: pytest.MonkeyPatch) -> None:
@@ -78,8 +80,8 @@ def the_compiler_fails(patch: pytest.MonkeyPatch) -> None:
 
 def the_processor_is_older(patch: pytest.MonkeyPatch) -> None:
     """LLVM would end the process."""
-    target = get_target("auto")
-    patch.setattr(type(target), "native", lambda self: {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"})
+    isa = ISAS[get_target("auto").name]
+    patch.setattr(type(isa), "native", lambda self: {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"})
 
 
 def loading_fails(patch: pytest.MonkeyPatch) -> None:

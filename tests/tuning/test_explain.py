@@ -1,6 +1,7 @@
 """Predictions: their parts add up, the constants of the machine are read where they lie, errors are one message."""
 
 from dataclasses import asdict
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lutra.torch_plugin.options import Options
 from lutra.tuning import machine as machines
 from lutra.tuning.explain import explain, products_of, weights_of
 from lutra.tuning.machine import Machine, machine_for
+from rich.console import Console
 from torch import nn
 
 
@@ -41,6 +43,16 @@ def test_parts_add_up(model: Any):
     assert len(linears) == 4 * model.config.num_hidden_layers + 1
     text = str(explanation)
     assert "s2g64" in text and "tokens/s" in text and "*context" in text
+
+
+def test_layers_say_what_computes_each_linear_and_why(model: Any):
+    explanation = explain(model, 8, machine=machine(model))
+    (console := Console(width=200, file=StringIO())).print(explanation.layers())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    linears = sum(row.product is not None for row in explanation.rows)
+    listed = [line for line in text.split("implementations")[0].splitlines() if "packed " in line]
+    assert len(listed) == linears
+    assert "its weight is quantised" in text
 
 
 def test_more_context_costs_more(model: Any):

@@ -102,7 +102,7 @@ def _processors() -> int:
 
 
 def _target(options: Options) -> Finding:
-    from ...codegen.targets import TARGETS, get_target  # loads TVM
+    from ...codegen.targets.registry import TARGETS, get_target  # loads TVM
 
     others = [target for target in TARGETS.values() if target.available()]
     chosen = get_target(options.target)
@@ -155,7 +155,7 @@ def _is_missing(path: Path) -> bool:
 
 
 def _compiler(options: Options) -> Finding:
-    from ...codegen.runtime.parallel import compilers  # loads TVM
+    from ...codegen.targets.cpu.launcher import compilers  # loads TVM
 
     found = [name for name in dict.fromkeys(compilers()) if name]
     if not found:

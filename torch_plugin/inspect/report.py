@@ -9,6 +9,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from torch import nn
 
+from ...codegen.runtime.manifest import Chosen
 from ...codegen.runtime.torch_calls import TorchCall, counted
 from ...ir.graph import Phase
 from ...ir.torch_private import OptimizedModule
@@ -29,7 +30,8 @@ class GraphReport:
 
     `kernels`: kernel -> calls. `fallbacks`: torch operator -> calls, for what code generation cannot lower. `cache`:
     "hit" or "miss: reason". `seconds`: stage -> time. `packed_bytes`: packed weights, shared by all graphs.
-    `torch_calls`: the fallbacks one by one, with reason and place. `fell`: why torch runs the whole graph; None when it
+    `torch_calls`: the fallbacks one by one, with reason and place. `chosen`: what computes linears and attention, and
+    why not the others; `choices()` shows it in full. `fell`: why torch runs the whole graph; None when it
     does not."""
 
     phase: Phase
@@ -40,6 +42,7 @@ class GraphReport:
     seconds: Mapping[str, float]
     packed_bytes: int
     torch_calls: tuple[TorchCall, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
     fell: str | None = None
 
     def __str__(self) -> str:
@@ -56,10 +59,19 @@ class GraphReport:
         facts.add_row("torch fallbacks", _counts(self.fallbacks) or "none")
         for call in list({call.operator: call for call in reversed(self.torch_calls)}.values())[:_SHOWN]:
             facts.add_row("", str(call))
+        for number, choice in enumerate(self.chosen[:_SHOWN]):
+            first, *against = choice.brief()
+            facts.add_row("" if number else "chosen", "\n  ".join((f"{first} {choice.count}", *against)))
+        if len(self.chosen) > _SHOWN:
+            facts.add_row("", f"... and {len(self.chosen) - _SHOWN} more")
         facts.add_row("packed weights", f"{self.packed_bytes / 1e6:.1f} MB, shared by the model's graphs")
         facts.add_row("executable cache", self.cache)
         facts.add_row("seconds", ", ".join(f"{stage} {time:.2f}" for stage, time in self.seconds.items()) or "none")
         return Group(self._pass_table(), facts)
+
+    def choices(self) -> Table:
+        """Every implementation of what was chosen: why it was, or was not, and the measurements behind that."""
+        return choice_table(self.chosen)
 
     def _pass_table(self) -> Table:
         table = Table(title=f"{self.phase} graph", title_justify="left", expand=True)
@@ -137,10 +149,24 @@ def _report(compiled: CompiledGraph) -> GraphReport:
         kernels=dict(summary.kernels),
         fallbacks=counted(summary.fallbacks),
         torch_calls=summary.fallbacks,
+        chosen=summary.chosen,
         cache=summary.cache,
         seconds=dict(summary.seconds),
         packed_bytes=compiled.graph.store.packed_bytes(),
     )
+
+
+def choice_table(chosen: Iterable[Chosen]) -> Table:
+    """A section for each kind of problem: what was chosen, then every other with the reason against it in full."""
+    table = Table(title="implementations", title_justify="left", expand=True)
+    for heading, ratio in (("of", 3), ("implementation", 2), ("why not", 6)):
+        table.add_column(heading, ratio=ratio, overflow="fold")
+    for choice in chosen:
+        table.add_section()
+        table.add_row(f"{choice.count}: {choice.kind}", choice.implementation, "chosen")
+        for name, reason in (*choice.slower, *choice.unable):
+            table.add_row("", name, str(reason))
+    return table
 
 
 def _fallen(graph: FallenGraph) -> GraphReport:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ...codegen.targets import TARGETS
-from ...codegen.targets.base import Family
+from ...codegen.select import Family
+from ...codegen.targets.registry import TARGETS
 from ...ir.errors import LutraError, PackedModelError, QuantizationError, did_you_mean
 from ...ir.weights.formats import Scheme, WeightFormat
 from ...passes.registry import available_passes

@@ -21,7 +21,8 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import Activations, Expr, Target
+from ...prologues import GatedMlpPrologue, Prologue, RmsNormPrologue
+from ...targets.cpu.isa import Activations, Expr
 from . import vector_math
 from .function import kernel
 from .packing import UNIT
@@ -32,8 +33,6 @@ LANES = 16
 _TASK_COLUMNS = 16384
 """Columns that are worth a task of their own: less takes about as long as waking a thread."""
 
-Prologue = tuple[Any, ...] | None
-"""None, `("rms_norm", eps, round_before_weight, weight_dtype)` or `("gated_mlp", activation)`."""
 Value = Callable[[Expr, Expr, int], Expr]
 """`value(row, columns, lanes)`: columns of x in float32, as the fused operation would have rounded them."""
 
@@ -50,16 +49,15 @@ def precompute_outputs(family: Activations, k: int, group: int, m: Any) -> list[
 
 @cache
 def precompute(
-    family: Activations, k: int, group: int, m: int | None, dtype: str, target: Target, prologue: Prologue = None
+    family: Activations, k: int, group: int, m: int | None, dtype: str, prologue: Prologue | None = None
 ) -> tirx.PrimFunc:
     """`(inputs..., q, scale, total)`; inputs: x `[M, k]`; x and a norm's weight `[k]`; gate and up merged `[M, 2k]`.
 
     `group`: columns that share a scale, a multiple of 32. `m` None: any number of rows. `dtype`: of x and the gate."""
-    del target  # the same for every CPU: only the widths of vectors differ, and LLVM splits those
     rows: Any = tirx.Var("m", "int64") if m is None else m
     outputs = precompute_outputs(family, k, group, rows)
     padded, groups = -(-k // UNIT) * UNIT, outputs[1][0][1]
-    splittable = m is not None and (prologue is None or prologue[0] == "gated_mlp")
+    splittable = m is not None and not isinstance(prologue, RmsNormPrologue)
     chunks = min(groups, -(-k // _TASK_COLUMNS)) if splittable and m == 1 else 1
     share = -(-groups // chunks)
     forms = {"dot": _quantize, "integers": _convert, "lookup": _build_tables, "triples": _build_triples, "float": _keep}
@@ -80,15 +78,15 @@ def precompute(
     return kernel([*_inputs(prologue, rows, k, dtype), *outputs], body)
 
 
-def _inputs(prologue: Prologue, rows: Any, k: int, dtype: str) -> list[tuple[Sequence[Any], str]]:
+def _inputs(prologue: Prologue | None, rows: Any, k: int, dtype: str) -> list[tuple[Sequence[Any], str]]:
     if prologue is None:
         return [((rows, k), dtype)]
-    if prologue[0] == "rms_norm":
-        return [((rows, k), dtype), ((k,), prologue[3])]
+    if isinstance(prologue, RmsNormPrologue):
+        return [((rows, k), dtype), ((k,), prologue.weight_dtype)]
     return [((rows, 2 * k), dtype)]
 
 
-def _value(prologue: Prologue, inputs: list[Any], k: int, dtype: str, row: Expr) -> Value:
+def _value(prologue: Prologue | None, inputs: list[Any], k: int, dtype: str, row: Expr) -> Value:
     """What is quantised; may first emit statistics of the row."""
     x = inputs[0]
 
@@ -100,20 +98,19 @@ def _value(prologue: Prologue, inputs: list[Any], k: int, dtype: str, row: Expr)
 
     if prologue is None:
         return load
-    if prologue[0] == "gated_mlp":
-        activation = vector_math.ACTIVATIONS[prologue[1]]
+    if isinstance(prologue, GatedMlpPrologue):
+        activation = vector_math.ACTIVATIONS[prologue.activation]
 
         def gated(source_row: Expr, columns: Expr, lanes: int) -> Expr:
             gate = rounded(activation(load(source_row, columns, lanes), lanes), lanes)
             return rounded(gate * load(source_row, columns + k, lanes), lanes)
 
         return gated
-    _, eps, round_before_weight, _ = prologue
-    inverse = _inverse_rms(lambda columns, lanes: load(row, columns, lanes), k, eps)
+    inverse = _inverse_rms(lambda columns, lanes: load(row, columns, lanes), k, prologue.eps)
 
     def normed(source_row: Expr, columns: Expr, lanes: int) -> Expr:
         value = load(source_row, columns, lanes) * (inverse if lanes == 1 else T.broadcast(inverse, lanes))
-        value = rounded(value, lanes) if round_before_weight else value
+        value = rounded(value, lanes) if prologue.round_before_weight else value
         return rounded(value * _float(inputs[1][columns], lanes), lanes)
 
     return normed

@@ -14,18 +14,14 @@ from typing import Any
 from tvm import DataType, tirx
 from tvm.script.ir_builder import tirx as T
 
+from ....ir.errors import LoweringError
+from ...select import Knobs, Mask
 from .function import kernel
 from .registers import prefetch_line
 from .vector_math import constant, exp, reduce_lanes, sums_of_lanes, vector_type, widened
 
 LANES = 16
 """Keys of one step, and columns of a head in a vector."""
-SPAN = 512
-"""Keys of one task."""
-HEADS_AT_ONCE = 4
-"""Query heads whose sums of values fit in registers."""
-AHEAD = 32
-"""Keys between the one that is read and the one that is fetched into the cache."""
 _LEAST = -3.4028234663852886e38
 """The least finite number, which many masks write: softmax forgets such keys beside others, but not among their like.
 What is excluded is at -inf."""
@@ -34,27 +30,37 @@ _FORGOTTEN = 1.0e30
 
 
 @dataclass(frozen=True)
-class Mask:
-    """A mask `[B or 1, H or 1, 1, L]`: its dtype, and whether batch and heads have sizes of their own."""
+class AttentionKnobs(Knobs):
+    """span: keys of one task, a multiple of 16. heads_at_once: query heads whose sums of values fit in registers.
+    ahead: keys between the one that is read and the one that is fetched into the cache."""
 
-    dtype: str
-    per_batch: bool
-    per_head: bool
+    span: int = 512
+    heads_at_once: int = 4
+    ahead: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.span % LANES:
+            raise LoweringError(f"the knob span is {self.span}: it must be a multiple of {LANES}")
 
 
 @cache
 def decode_attention(
-    heads: int, kv_heads: int, head: int, dtype: str, scale: float, mask: Mask | None
-) -> tirx.PrimFunc | None:
-    """`out[B, 1, H * D]` from q `[B, H, 1, D]`, k and v `[B, G, L, D]` and a mask; None where D is no multiple of 16.
+    heads: int,
+    kv_heads: int,
+    head: int,
+    dtype: str,
+    scale: float,
+    mask: Mask | None,
+    knobs: AttentionKnobs = AttentionKnobs(),
+) -> tirx.PrimFunc:
+    """`out[B, 1, H * D]` from q `[B, H, 1, D]`, k and v `[B, G, L, D]`, D a multiple of 16, and a regular mask.
 
     Softmax in float32 over the scores of one head (formula in `ir/ops/attention.py`); a head whose keys are all
     excluded gives 0."""
-    if head % LANES:
-        return None
     share = heads // kv_heads
     batch, length = tirx.Var("batch", "int64"), tirx.Var("length", "int64")
-    spans = (length + SPAN - 1) // SPAN
+    spans = (length + knobs.span - 1) // knobs.span
 
     def body(q: Any, keys: Any, values: Any, *rest: Any) -> None:
         admission = _Admission(mask, rest[0], batch, heads, kv_heads, length)
@@ -72,11 +78,11 @@ def decode_attention(
         admission.read()
         with T.parallel(0, batch * kv_heads * spans) as task:
             b, g = T.bind(task // (kv_heads * spans)), T.bind(task // spans % kv_heads)
-            start = T.bind(task % spans * (SPAN // LANES))
-            step = _Step(share, head, keys, values, b, g, length)
+            start = T.bind(task % spans * (knobs.span // LANES))
+            step = _Step(share, head, keys, values, b, g, length, knobs)
             step.read_query(q, scale)
             found.clear(task)
-            end = T.min(start + SPAN // LANES, admission.blocks)
+            end = T.min(start + knobs.span // LANES, admission.blocks)
             with T.serial(start, end) as block, T.If(admission.admits(b, g, block)), T.Then():
                 step.attend(block, admission, found, task)
             with T.If(spans == 1), T.Then():
@@ -202,9 +208,11 @@ class _Found:
 class _Step:
     """16 keys of one key/value head for its query heads."""
 
-    def __init__(self, share: int, head: int, keys: Any, values: Any, b: Any, g: Any, length: Any) -> None:
+    def __init__(
+        self, share: int, head: int, keys: Any, values: Any, b: Any, g: Any, length: Any, knobs: AttentionKnobs
+    ) -> None:
         self.share, self.parts, self.keys, self.values, self.b, self.g = share, head // LANES, keys, values, b, g
-        self.length = length
+        self.length, self.knobs = length, knobs
         self.query = T.alloc_buffer((share, head), "float32")
         self.products = T.alloc_buffer((share, LANES, LANES), "float32")
         self.weights = T.alloc_buffer((share, LANES), "float32")
@@ -249,8 +257,8 @@ class _Step:
         with T.serial(0, self.parts) as p:
             with T.serial(0, LANES // self.parts) as n:
                 self._prefetch(self.values, first + p * (LANES // self.parts) + n)
-            for start in range(0, self.share, HEADS_AT_ONCE):
-                chosen = range(start, min(start + HEADS_AT_ONCE, self.share))
+            for start in range(0, self.share, self.knobs.heads_at_once):
+                chosen = range(start, min(start + self.knobs.heads_at_once, self.share))
                 sums = [
                     T.bind(found.values[task, r, _columns(p)] * T.broadcast(self.factors[r], LANES)) for r in chosen
                 ]
@@ -266,7 +274,7 @@ class _Step:
     def _prefetch(self, rows: Any, key: Any) -> None:
         line = 64 * 8 // DataType(rows.dtype).bits
         for column in range(0, self.parts * LANES, line):
-            prefetch_line(rows[self.b, self.g, key + AHEAD, column])
+            prefetch_line(rows[self.b, self.g, key + self.knobs.ahead, column])
 
 
 def _columns(part: Any) -> Any:

@@ -5,20 +5,29 @@ bfloat16 weights are read as pairs in 32-bit words: the low half shifted up and 
 values, even and odd columns in two vectors; x is laid out the same way beforehand.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ...select import Knobs
 from .function import kernel
 from .vector_math import reduce_lanes, rounded, widened
 
 LANES = 16
-ROWS = 4
-"""Rows of the weight that one step of the inner loop reads: four memory streams a thread."""
-ROWS_OF_X = 4
-"""Rows of x that share one reading of these, with accumulators in registers; others find the weight in the cache."""
+COLUMNS = 2 * LANES
+"""K must be a multiple of these."""
+
+
+@dataclass(frozen=True)
+class DenseKnobs(Knobs):
+    """rows: of the weight that one step of the inner loop reads, four memory streams a thread. rows_of_x: that share
+    one reading of these, with accumulators in registers; others find the weight in the cache."""
+
+    rows: int = 4
+    rows_of_x: int = 4
 
 
 @cache
@@ -31,15 +40,15 @@ def dense_linear(
     bias: str | None,
     residual: bool,
     parts: tuple[int, ...] = (),
-) -> tirx.PrimFunc | None:
+    knobs: DenseKnobs = DenseKnobs(),
+) -> tirx.PrimFunc:
     """`out[m, n] = round(x[m, k] W[n, k]^T) (+ bias[n]) (+ residual[m, n])`, accumulated in float32.
 
     parts: rows of each of several matrices that W is made of, each an argument of its own where it lies: n in sum.
     `weight_dtype`: float32, float16 or bfloat16 (the weight is passed as uint16). `dtype`: of x, residual and out.
-    None where k is no multiple of 32: a library product is used there."""
+    k is a multiple of 32."""
     chunk = 2 * LANES if weight_dtype == "bfloat16" else LANES
-    if k % (2 * LANES):
-        return None
+    at_once = knobs.rows
     packed = weight_dtype == "bfloat16"
     stored = "uint16" if packed else weight_dtype
     parts = parts or (n,)
@@ -54,19 +63,19 @@ def dense_linear(
         return [T.reinterpret("float32x16", even), T.reinterpret("float32x16", odd)]
 
     def step(weight: Any, x: Any, acc: Any, block: Any, size: int, rows: range, c: Any) -> None:
-        for row in range(ROWS):
-            columns = weight_columns(weight, T.min(block * ROWS + row, size - 1), c * chunk)
+        for row in range(at_once):
+            columns = weight_columns(weight, T.min(block * at_once + row, size - 1), c * chunk)
             for number, i in enumerate(rows):
-                value = acc[number * ROWS + row, T.ramp(0, 1, LANES)]
+                value = acc[number * at_once + row, T.ramp(0, 1, LANES)]
                 for half, part in enumerate(columns):
                     value = value + part * x[i, half, T.ramp(c * LANES, 1, LANES)]
-                T.buffer_store(acc, value, [number * ROWS + row, T.ramp(0, 1, LANES)])
+                T.buffer_store(acc, value, [number * at_once + row, T.ramp(0, 1, LANES)])
 
     def finish(acc: Any, out: Any, extra: list[Any], block: Any, first: int, size: int, rows: range) -> None:
-        for row in range(ROWS):
-            with T.If(block * ROWS + row < size), T.Then():
+        for row in range(at_once):
+            with T.If(block * at_once + row < size), T.Then():
                 for number, i in enumerate(rows):
-                    column, lanes = first + block * ROWS + row, acc[number * ROWS + row, T.ramp(0, 1, LANES)]
+                    column, lanes = first + block * at_once + row, acc[number * at_once + row, T.ramp(0, 1, LANES)]
                     value = rounded(reduce_lanes(lambda a, b: a + b, lanes, "float32", LANES), dtype, 1)
                     for position, operand in enumerate(extra):
                         added = operand[column] if bias and position == 0 else operand[i, column]
@@ -74,11 +83,11 @@ def dense_linear(
                     T.buffer_store(out, T.Cast(dtype, value), [i, column])
 
     def product(weight: Any, x: Any, out: Any, extra: list[Any], first_column: int, size: int) -> None:
-        with T.parallel(0, -(-size // ROWS)) as block:
-            acc = T.alloc_buffer((min(m, ROWS_OF_X) * ROWS, LANES), "float32")
-            for first in range(0, m, ROWS_OF_X):
-                rows = range(first, min(first + ROWS_OF_X, m))
-                for index in range(len(rows) * ROWS):
+        with T.parallel(0, -(-size // at_once)) as block:
+            acc = T.alloc_buffer((min(m, knobs.rows_of_x) * at_once, LANES), "float32")
+            for first in range(0, m, knobs.rows_of_x):
+                rows = range(first, min(first + knobs.rows_of_x, m))
+                for index in range(len(rows) * at_once):
                     T.buffer_store(acc, T.broadcast(T.float32(0), LANES), [index, T.ramp(0, 1, LANES)])
                 with T.serial(0, k // chunk) as c:
                     step(weight, x, acc, block, size, rows, c)

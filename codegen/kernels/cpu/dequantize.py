@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import TILE_ROWS, Expr, Target
+from ...targets.cpu.isa import TILE_ROWS, Expr, VectorIsa
 from .packing import BLOCK_ROWS, UNIT, Field, PackedLayout, plane_slot, quad_fields
 from .vector_math import constants, vector_type
 
@@ -18,7 +18,7 @@ _TILES = BLOCK_ROWS // TILE_ROWS
 
 
 def dequantize_tile(
-    layout: PackedLayout, target: Target, dtype: str, weight: list[Any], out: Any, first: Expr, number: Expr
+    layout: PackedLayout, isa: VectorIsa, dtype: str, weight: list[Any], out: Any, first: Expr, number: Expr
 ) -> None:
     """Emit the unpacking of tile `first + number` (16 rows) into rows `16 * number...` of `out [.., K]`.
 
@@ -30,7 +30,7 @@ def dequantize_tile(
     block, tile_in_block = T.bind(tile // _TILES), T.bind(tile % _TILES)
     factors = T.alloc_buffer((2, TILE_ROWS), "float32")
     with T.serial(0, layout.groups) as g:
-        _row_factors(factors, layout, target, scales, zeros, block, g, tile_in_block * TILE_ROWS)
+        _row_factors(factors, layout, isa, scales, zeros, block, g, tile_in_block * TILE_ROWS)
         with T.serial(0, units) as i, T.serial(0, TILE_ROWS) as local:
             unit, row = g * units + i, number * TILE_ROWS + local
             scale, offset = (T.bind(factors[part, local]) for part in range(2))
@@ -58,13 +58,13 @@ def _store(out: Any, value: Expr, dtype: str, row: Expr, first: Expr, columns: i
 
 
 def _row_factors(
-    factors: Any, layout: PackedLayout, target: Target, scales: Any, zeros: list[Any], block: Expr, g: Expr, row: Expr
+    factors: Any, layout: PackedLayout, isa: VectorIsa, scales: Any, zeros: list[Any], block: Expr, g: Expr, row: Expr
 ) -> None:
     """`factors[0] = s`, `factors[1] = s * z` of the 16 rows of a block that begin at `row`."""
     at, every = T.ramp(row, 1, LANES), T.ramp(0, 1, LANES)
-    scale = T.bind(target.half_to_float(scales[block, g, at], LANES))
+    scale = T.bind(isa.half_to_float(scales[block, g, at], LANES))
     if zeros:
-        zero = target.half_to_float(zeros[0][block, g, at], LANES)
+        zero = isa.half_to_float(zeros[0][block, g, at], LANES)
     else:
         zero = T.broadcast(T.float32(layout.format.implicit_zero_point), LANES)
     T.buffer_store(factors, scale, [0, every])

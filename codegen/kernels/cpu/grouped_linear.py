@@ -5,31 +5,53 @@ without rows of activations are not read. Products are those of `lowbit_linear.p
 `lowbit_gemm.py` for many.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import TILE_ROWS, Activations, Expr, Target
+from ...targets.cpu.isa import TILE_ROWS, Activations, Expr, VectorIsa
 from .activations import precompute_outputs
 from .function import kernel
-from .lowbit_gemm import multiply_tile
+from .lowbit_gemm import GemmKnobs, multiply_tile
+from .lowbit_linear import PackedKnobs
 from .packing import BLOCK_ROWS, PackedLayout
-from .product_step import TILES, Operands, ProductStep, Sums
+from .product_step import TILES, ProductStep, Sums
+from .registers import WeightKnobs
+from .step import Operands
 from .unpack import check_unpacks
+
+
+@dataclass(frozen=True)
+class GroupedKnobs(WeightKnobs):
+    """static_rows, panel_units: as of `lowbit_linear.PackedKnobs` and `lowbit_gemm.GemmKnobs`."""
+
+    static_rows: int = PackedKnobs.static_rows
+    panel_units: int = GemmKnobs.panel_units
+
+    @property
+    def gemm(self) -> GemmKnobs:
+        """Those of products with tiles that were unpacked."""
+        return GemmKnobs(self.prefetch_bytes, self.panel_units)
+
+    def static(self, rows: int | None) -> int | None:
+        """`rows`, or None for a kernel that takes any number."""
+        return PackedKnobs(static_rows=self.static_rows).static(rows)
 
 
 @cache
 def grouped_linear(
     layout: PackedLayout,
-    target: Target,
+    isa: VectorIsa,
     groups: int,
     m: int | None,
     dtype: str,
     offsets_dtype: str,
     activations: Activations | None = None,
     unpacked: bool = False,
+    knobs: GroupedKnobs = GroupedKnobs(),
 ) -> tirx.PrimFunc:
     """`(q, scale, total, packed, scales[, zeros], offsets [E], out [M, N])`: `lutra.grouped_linear`.
 
@@ -44,7 +66,7 @@ def grouped_linear(
     features = layout.n // groups
     blocks = not unpacked and features % BLOCK_ROWS == 0
     size = BLOCK_ROWS if blocks else TILE_ROWS
-    at_once = 1 if m is not None else target.rows_at_once
+    at_once = 1 if m is not None else isa.rows_at_once
 
     def body(*buffers: Any) -> None:
         *given, offsets, out = buffers
@@ -62,12 +84,14 @@ def grouped_linear(
 
             with T.If(begin < end), T.Then():
                 if unpacked:
-                    multiply_tile(layout, target, dtype, operands, number, begin, end, store)
+                    multiply_tile(layout, isa, dtype, operands, number, begin, end, store, knobs.gemm)
                     return
                 with T.serial(0, (end - begin + at_once - 1) // at_once) as chunk:
                     chosen = [T.bind(T.min(begin + chunk * at_once + i, end - 1)) for i in range(at_once)]
                     block, tiles = (number, range(TILES)) if blocks else (number // TILES, [T.bind(number % TILES)])
-                    step = ProductStep(layout, target, dtype, family, block, tiles, chosen, operands)
+                    step = ProductStep(
+                        layout, isa, dtype, family, block, tiles, chosen, operands, None, knobs.prefetch_bytes
+                    )
                     store(step, step.sums())
 
     inputs = [*precompute_outputs(family, layout.k, layout.activation_group, rows), *layout.buffers]

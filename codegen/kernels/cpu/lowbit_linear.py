@@ -1,5 +1,5 @@
 """Linear layers on weights as they are packed: for the few rows of activations of a decode step, and for many where
-`Target.multiplies_packed` says so.
+`targets/cpu/preferences.py` says so.
 
 One task multiplies a block of 64 weight rows, read strictly in order, with the rows of activations. Inside a group of
 columns the sum is of integers; at its end scale and zero point are applied once (MixPE; docs/techniques.md, 1.1):
@@ -11,33 +11,45 @@ columns the sum is of integers; at its end scale and zero point are applied once
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import Activations, Target
+from ...targets.cpu.isa import Activations, VectorIsa
 from .activations import precompute_outputs
 from .function import Argument, kernel
 from .packing import PackedLayout
-from .product_step import TILES, Operands, ProductStep
+from .product_step import TILES, ProductStep
+from .registers import WeightKnobs
+from .step import Operands
 
-STATIC_ROWS = 8
-"""Rows up to which a kernel is compiled for their number: decode steps of small batches."""
-TASK_BLOCKS = 4
-"""Blocks that a task multiplies with the same few of many rows: their tables come from its cache all times but one."""
+
+@dataclass(frozen=True)
+class PackedKnobs(WeightKnobs):
+    """static_rows: up to which a kernel is compiled for their number: decode steps of small batches. task_blocks:
+    blocks that a task multiplies with the same few of many rows, whose tables come from its cache all times but one."""
+
+    static_rows: int = 8
+    task_blocks: int = 4
+
+    def static(self, rows: int | None) -> int | None:
+        """`rows`, or None for a kernel that takes any number."""
+        return rows if rows is not None and rows <= self.static_rows else None
 
 
 @cache
 def low_bit_linear(
     layout: PackedLayout,
-    target: Target,
+    isa: VectorIsa,
     m: int | None,
     dtype: str,
     bias: str | None = None,
     residual: bool = False,
     activations: Activations | None = None,
+    knobs: PackedKnobs = PackedKnobs(),
 ) -> tirx.PrimFunc:
     """`(q, scale, total, packed, scales[, zeros][, bias [N]][, residual [M, N]], out [M, N])`.
 
@@ -47,20 +59,21 @@ def low_bit_linear(
     (default: the family that the weight is packed for; a weight of the dot family may be read with "float" too)."""
     family = activations or layout.family
     rows: Any = tirx.Var("m", "int64") if m is None else m
-    at_once = target.rows_at_once if m is None else -(-m // -(-m // target.rows_at_once))
+    at_once = isa.rows_at_once if m is None else -(-m // -(-m // isa.rows_at_once))
 
     def body(*buffers: Any) -> None:
         operands, shift, added, out = split_operands(layout, bias, residual, buffers)
 
         def multiply(block: Any, chosen: list[Any]) -> None:
-            step = ProductStep(layout, target, dtype, family, block, range(TILES), chosen, operands)
+            distance = knobs.prefetch_bytes
+            step = ProductStep(layout, isa, dtype, family, block, range(TILES), chosen, operands, None, distance)
             step.store(step.sums(), shift, added, out)
 
         if at_once == m:
             with T.parallel(0, layout.blocks) as block:
                 multiply(block, [T.int32(i) for i in range(at_once)])
             return
-        share = TASK_BLOCKS if m is None else 1
+        share = knobs.task_blocks if m is None else 1
         with T.parallel(0, -(-layout.blocks // share)) as task, T.serial(0, (rows + at_once - 1) // at_once) as chunk:
             # A chunk that is not full computes the last row more than once, with the same result.
             chosen = [T.bind(T.min(chunk * at_once + i, rows - 1)) for i in range(at_once)]

@@ -4,9 +4,9 @@
     scales [N/64][groups][64]                         float16     0 in padded rows
     zeros  [N/64][groups][64]                         float16     asymmetric formats only
 
-`vectors` equals the bits. A 64-byte vector holds 16 rows x 4 slots (`slot_order`: see `targets/base.py`); what a slot
-holds is the family's choice. *lookup*: vector p is bit plane p (in pair order two vectors share two planes); the low
-nibble of slot j is the index into the table of columns 4j..4j+3 of the unit, the high nibble into that of columns
+`vectors` equals the bits. A 64-byte vector holds 16 rows x 4 slots (`slot_order`: see `targets/cpu/isa.py`); what a
+slot holds is the family's choice. *lookup*: vector p is bit plane p (in pair order two vectors share two planes); the
+low nibble of slot j is the index into the table of columns 4j..4j+3 of the unit, the high nibble into that of columns
 16+4j... *dot*: slot j holds column j of each of 8 *quads* (4 columns), whose codes are packed 8/bits to a byte, lowest
 field first; of 3 bits two to a byte, and the last two quads in what that leaves (`quad_fields`). *triples*, of ternary
 weights: see `triples.py`.
@@ -25,9 +25,10 @@ from tvm.script import tirx as T
 
 from ....ir.errors import QuantizationError
 from ....ir.weights.formats import PER_CHANNEL, QuantizedWeight, WeightFormat
-from ...runtime import memory
-from ...targets.base import Expr, Family, SlotOrder, Target
+from ...select import Family
+from ...targets.cpu import memory
 from ...targets.cpu.host import host
+from ...targets.cpu.isa import Expr, SlotOrder, VectorIsa
 from . import triples
 
 BLOCK_ROWS = 64
@@ -52,15 +53,15 @@ class PackedLayout:
     slot_order: SlotOrder
 
     @classmethod
-    def create(cls, family: Family, format: WeightFormat, n: int, k: int, target: Target) -> "PackedLayout":
-        """What `target`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
+    def create(cls, family: Family, format: WeightFormat, n: int, k: int, isa: VectorIsa) -> "PackedLayout":
+        """What `isa`'s kernels of `family` read; raises `QuantizationError` if the groups do not divide `k`."""
         format.groups(k)
         if family == "triples" and not triples.fits(format, k):
             raise QuantizationError(
                 f"{format.describe()} weights of {k} columns do not pack in triples: they must be ternary, with "
                 f"columns and groups that are multiples of {triples.SPAN}"
             )
-        return cls(family, format, n, k, target.order(family, format))
+        return cls(family, format, n, k, isa.order(family, format))
 
     @property
     def key(self) -> str:
@@ -191,7 +192,7 @@ class PlaneSlot(NamedTuple):
 
 
 def plane_slot(order: SlotOrder, plane: int, slot: int) -> PlaneSlot:
-    """The place of slot 0..3 of `plane` (see `targets/base.py`)."""
+    """The place of slot 0..3 of `plane` (see `targets/cpu/isa.py`)."""
     if order == "pair":
         return PlaneSlot(plane // 2 * 2 + slot // 2, 32 * (slot % 2) + plane % 2, 2)
     return PlaneSlot(plane, slot, 4) if order == "row" else PlaneSlot(plane, 16 * slot, 1)

@@ -4,15 +4,16 @@ Inside a group of columns the sum is of integers; at its end scale and zero poin
 docs/techniques.md, 1.1). The formulas are in `lowbit_linear.py`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import TILE_ROWS, Activations, Expr, Target, quarters
-from .packing import BLOCK_ROWS, QUADS, UNIT, PackedLayout, quad_fields, quad_runs
-from .registers import every, field, loader, prefetch, zero_buffer
+from ...targets.cpu.isa import TILE_ROWS, Expr, quarters
+from .packing import BLOCK_ROWS, QUADS, UNIT, quad_fields, quad_runs
+from .registers import every, field, loader, zero_buffer
+from .step import Step
 from .triple_step import triple_sums
 from .vector_math import rounded
 
@@ -29,39 +30,13 @@ def quad_codes(bits: int, quad: int, load: Callable[[int], Expr]) -> Expr:
     return codes
 
 
-class Operands(NamedTuple):
-    """Buffers of a product: quantised activations (`activations.py`) and a packed weight (`packing.py`)."""
-
-    q: Any
-    scale: Any
-    total: Any
-    packed: Any
-    scales: Any
-    zeros: Any = None
-
-
 Sums = list[list[Any]]
 """`sums[i][number]`: float32x16 in a buffer, the products of row `chosen[i]` with tile `tiles[number]`."""
-Codes = Callable[[Expr, int, Expr], Expr]
-"""`codes(unit, quad, tile)`: uint8x64, the codes of four columns of a tile's rows."""
 
 
 @dataclass(frozen=True)
-class ProductStep:
-    """`chosen` rows of activations times `tiles` (numbers 0..3) of one block of weight rows.
-
-    `family`: of the activations (dot and float read the same packed weight). `codes`: where these two find unpacked
-    codes; None: in the packed weight."""
-
-    layout: PackedLayout
-    target: Target
-    dtype: str
-    family: Activations
-    block: Expr
-    tiles: Sequence[Any]
-    chosen: Sequence[Expr]
-    operands: Operands
-    codes: Codes | None = None
+class ProductStep(Step):
+    """A step that can be multiplied, scaled and stored."""
 
     def sums(self) -> Sums:
         """Emit the reduction over all groups."""
@@ -154,11 +129,11 @@ class ProductStep:
 
     def scale_of(self, g: Any, tile: Any) -> Expr:
         """Scales of a tile."""
-        return self.target.half_to_float(self.operands.scales[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
+        return self.isa.half_to_float(self.operands.scales[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
 
     def zero_point_of(self, g: Any, tile: Any) -> Expr:
-        """Zero points of a tile: of the codes as `Target.dot` sees them, or symmetrised (`z' = 2z + 1 - 2**bits`)."""
-        value = self.target.half_to_float(self.operands.zeros[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
+        """Zero points of a tile: of codes as `VectorIsa.dot` sees them, or symmetrised (`z' = 2z + 1 - 2**bits`)."""
+        value = self.isa.half_to_float(self.operands.zeros[self.block, g, T.ramp(tile * TILE_ROWS, 1, 16)], 16)
         bits = self.layout.format.bits
         if self.family == "lookup":
             return value * _broadcast(T.float32(2)) - _broadcast(T.float32(2**bits - 1))
@@ -166,13 +141,13 @@ class ProductStep:
 
     @property
     def _code_bias(self) -> int:
-        return self.target.code_bias(self.layout.format.bits) if self.family == "dot" else 0
+        return self.isa.code_bias(self.layout.format.bits) if self.family == "dot" else 0
 
     def _group_sums(self, g: Expr) -> list[list[Expr]]:
         """Emit the sums of one group; `result[number of tile][i]`: int32x16, or float32x16."""
         if self.family == "triples":
             return triple_sums(self, g)
-        cls, most = ProductStep, self.target.tiles_at_once(self.family, len(self.chosen))
+        cls, most = ProductStep, self.isa.tiles_at_once(self.family, len(self.chosen))
         sums = {"dot": cls._dot_sums, "float": cls._float_sums, "lookup": cls._lookup_sums}[self.family]
         parts = [self.tiles[first : first + most] for first in range(0, len(self.tiles), most)]
         return [of_tile for tiles in parts for of_tile in sums(replace(self, tiles=tiles), g)]
@@ -183,13 +158,9 @@ class ProductStep:
         inside = units if self.layout.units % units == 0 else T.min(units, self.layout.units - g * units)
         return g * units, inside // at_once
 
-    def accumulators(self, count: int, element: str, lanes: int | None = None) -> list[list[list[Any]]]:
-        """Zeros: `result[number of tile][i]`, `count` buffers each."""
-        return [[[zero_buffer(element, lanes) for _ in range(count)] for _ in self.chosen] for _ in self.tiles]
-
     def _dot_sums(self, g: Expr) -> list[list[Expr]]:
         bits, units = self.layout.format.bits, self.layout.activation_group // UNIT
-        count, element, calls = self.target.dot_accumulators(bits)
+        count, element, calls = self.isa.dot_accumulators(bits)
         # Partial sums of few bits are folded into int32 as often as they must be, in equal steps where groups are.
         most = max(calls // QUADS, 1) if self.layout.units % units == 0 else 1
         at_once = next(n for n in range(min(most, units), 0, -1) if units % n == 0)
@@ -203,7 +174,7 @@ class ProductStep:
                         self._dot_quad(unit, quad, tile, of_tile)
 
         def total(accs: list[Any]) -> Expr:
-            return self.target.dot_sum([acc[every(element)] for acc in accs], bits)
+            return self.isa.dot_sum([acc[every(element)] for acc in accs], bits)
 
         if whole:
             accs = self.accumulators(count, element)
@@ -246,7 +217,7 @@ class ProductStep:
 
     def _lookup_sums(self, g: Expr) -> list[list[Expr]]:
         weights = self.layout.format.plane_weights
-        sets, each, element = self.target.lookup_accumulators(weights)
+        sets, each, element = self.isa.lookup_accumulators(weights)
         accs = self.accumulators(sets * each, element, TILE_ROWS)
         first, inside = self._units(g)
         with T.serial(0, inside) as i:
@@ -257,7 +228,7 @@ class ProductStep:
         tables = inside * (UNIT // 4)
 
         def total(parts: list[Any]) -> Expr:
-            return self.target.lookup_sum([part[_ALL] for part in parts], weights, tables)
+            return self.isa.lookup_sum([part[_ALL] for part in parts], weights, tables)
 
         return [[total(of_row) for of_row in of_tile] for of_tile in accs]
 
@@ -269,17 +240,17 @@ class ProductStep:
             return self.codes(unit, quad, tile)
         for part in quad_fields(self.layout.format.bits, quad):
             if part.shift == 0:  # the first quad that reads the vector
-                prefetch(self.operands.packed, self.block, unit, part.vector, 64 * tile)
+                self.prefetch(unit, part.vector, 64 * tile)
         return quad_codes(self.layout.format.bits, quad, lambda vector: self._vector(unit, vector, tile))
 
     def _dot_quad(self, unit: Expr, quad: int, tile: Any, accs: list[list[Any]]) -> None:
         """Four columns of a tile, for every chosen row."""
         bits = self.layout.format.bits
-        element = self.target.dot_accumulators(bits)[1]
+        element = self.isa.dot_accumulators(bits)[1]
         codes = T.bind(self._codes(unit, quad, tile))
         for row, of_row in zip(self.chosen, accs, strict=True):
             x = loader(self.operands.q, (row,), unit * UNIT + 4 * quad)
-            results = self.target.dot([acc[every(element)] for acc in of_row], codes, x, bits)
+            results = self.isa.dot([acc[every(element)] for acc in of_row], codes, x, bits)
             for acc, result in zip(of_row, results, strict=True):
                 T.buffer_store(acc, result, [every(element)])
 
@@ -288,16 +259,16 @@ class ProductStep:
         all_weights = self.layout.format.plane_weights
         pair = self.layout.slot_order == "pair"
         weights = all_weights[vector // 2 * 2 :][:2] if pair else all_weights[vector : vector + 1]
-        sets, each, _ = self.target.lookup_accumulators(all_weights)
+        sets, each, _ = self.isa.lookup_accumulators(all_weights)
         number = min(vector // 2 if pair else sorted(set(all_weights)).index(weights[0]), sets - 1)
-        prefetch(self.operands.packed, self.block, unit, vector, 64 * tile)
+        self.prefetch(unit, vector, 64 * tile)
         packed = T.bind(self._vector(unit, vector, tile))
         for side in range(2):
             index = T.bind(field(packed, 4 * side, 4))
             for row, of_row in zip(self.chosen, of_tile, strict=True):
                 accs = of_row[each * number :][:each]
                 table = loader(self.operands.q, (row, unit * 2 + side), 32 * (vector % 2) if pair else 0)
-                results = self.target.lookup([acc[_ALL] for acc in accs], index, table, weights)
+                results = self.isa.lookup([acc[_ALL] for acc in accs], index, table, weights)
                 for acc, result in zip(accs, results, strict=True):
                     T.buffer_store(acc, result, [_ALL])
 

@@ -1,17 +1,25 @@
 """Vectors of 64 bytes: buffers that stay in registers, and what is read into them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import Expr
+from ...select import Knobs
+from ...targets.cpu.isa import Expr
 
 LANES = {"int16": 32, "int32": 16, "float32": 16}
 """Elements of 64 bytes, which is what an accumulator takes."""
-_PREFETCH_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class WeightKnobs(Knobs):
+    """Of kernels that stream through a packed weight. prefetch_bytes: how far ahead it is fetched into the cache."""
+
+    prefetch_bytes: int = 4096
 
 
 def every(element: str) -> Expr:
@@ -30,7 +38,7 @@ def zero_buffer(element: str, lanes: int | None = None) -> Any:
 
 
 def loader(buffer: Any, prefix: tuple[Expr, ...], start: Expr) -> Callable[[Expr], Expr]:
-    """`load(index)` of `Target`'s primitives: from `start` in the last dimension of `buffer`."""
+    """`load(index)` of `VectorIsa`'s primitives: from `start` in the last dimension of `buffer`."""
     return lambda index: buffer[(*prefix, start + index)]
 
 
@@ -43,13 +51,13 @@ def field(vector: Expr, shift: int, bits: int, place: int = 0) -> Expr:
     return vector if bits == 8 else vector & T.broadcast(T.uint8((2**bits - 1) << place), 64)
 
 
-def prefetch(packed: Any, block: Expr, step: Expr, vector: Expr, start: Expr = 0) -> None:
-    """Emit the prefetch of what lies as `packed[block, step, vector, start]` does, about 4 KB later.
+def prefetch(distance: int, packed: Any, block: Expr, step: Expr, vector: Expr, start: Expr = 0) -> None:
+    """Emit the prefetch of what lies as `packed[block, step, vector, start]` does, about `distance` bytes later.
 
     One for every vector that is read, and beside its reading: a burst of them takes all the line buffers of a core
     (Sapphire Rapids, 4 bits from memory: 21 GB/s by bursts, 26 one by one)."""
     _, _, vectors, width = packed.shape
-    ahead = step + max(1, _PREFETCH_BYTES // prod((int(vectors), int(width))))
+    ahead = step + max(1, distance // prod((int(vectors), int(width))))
     prefetch_line(packed[block, ahead, vector, start])
 
 

@@ -16,8 +16,8 @@ from tvm.script.ir_builder import tirx as T
 
 from ....ir.weights.formats import QuantizedWeight
 from ....ir.weights.rounding import LARGEST_SCALE, SMALLEST_SCALE, SMALLEST_SPREAD, RoundToNearest, require_finite
-from ...targets.base import Expr
 from ...targets.cpu.host import host
+from ...targets.cpu.isa import Expr
 from .function import kernel
 from .vector_math import absolute, constant, reduce_lanes, round_to_int, widened
 

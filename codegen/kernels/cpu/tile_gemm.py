@@ -6,48 +6,63 @@ goes through them by panels of columns, which are unpacked once, to a byte a cod
 `lowbit_linear.py` for activations of the dot family.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import TILE_ROWS, Expr, Target
+from ...targets.cpu.isa import TILE_ROWS, Expr, VectorIsa
 from .function import kernel
 from .lowbit_linear import product_arguments, split_operands
 from .packing import BLOCK_ROWS, QUADS, UNIT, PackedLayout
 from .product_step import TILES, ProductStep
-from .registers import zero_buffer
-from .unpack import unpack_units
+from .registers import WeightKnobs, zero_buffer
+from .unpack import check_unpacks, unpack_units
 
-PANEL_UNITS = 16
-"""Units of a panel: 32 KB of codes of 64 rows, which the first-level cache holds beside a few rows of activations."""
-MOST_ROWS = 256
-"""Rows of activations of a task: what it reads of them stays in the second-level cache."""
 _ALL = T.ramp(0, 1, TILE_ROWS)
 _X, _CODES = 4, 5
 """Tile registers; 0..3 are sums."""
 
 
+@dataclass(frozen=True)
+class TileGemmKnobs(WeightKnobs):
+    """panel_units: units of a panel, 32 KB of codes of 64 rows, which the first-level cache holds beside a few rows of
+    activations. most_rows: rows of activations of a task, what it reads of which stays in the second-level cache."""
+
+    panel_units: int = 16
+    most_rows: int = 256
+
+
 @cache
-def tile_gemm(layout: PackedLayout, target: Target, dtype: str, bias: str | None, residual: bool) -> tirx.PrimFunc:
+def tile_gemm(
+    layout: PackedLayout,
+    isa: VectorIsa,
+    dtype: str,
+    bias: str | None = None,
+    residual: bool = False,
+    knobs: TileGemmKnobs = TileGemmKnobs(),
+) -> tirx.PrimFunc:
     """`(q, scale, total, packed, scales[, zeros][, bias [N]][, residual [M, N]], out [M, N])` for any number M."""
+    check_unpacks(layout)
+    most = knobs.most_rows
     rows, group = tirx.Var("m", "int64"), layout.activation_group // UNIT
     groups = -(-layout.units // group)
     at_once = 2 if group % 2 == 0 and layout.units % 2 == 0 else 1  # units of one product of tiles
-    panel = max(PANEL_UNITS // group, 1)
+    panel = max(knobs.panel_units // group, 1)
     late, has_zeros = layout.per_channel, layout.format.has_zero_points
 
     def body(*buffers: Any) -> None:
         operands, shift, added, out = split_operands(layout, bias, residual, buffers)
-        with T.parallel(0, (rows + MOST_ROWS - 1) // MOST_ROWS * layout.blocks) as task:
-            block, top = T.bind(task % layout.blocks), T.bind(task // layout.blocks * MOST_ROWS)
-            count = T.bind(T.min(T.int64(MOST_ROWS), rows - top))
+        with T.parallel(0, (rows + most - 1) // most * layout.blocks) as task:
+            block, top = T.bind(task % layout.blocks), T.bind(task // layout.blocks * most)
+            count = T.bind(T.min(T.int64(most), rows - top))
             height = T.bind(T.min(T.int64(TILE_ROWS), count))
             codes = T.alloc_buffer((TILES, panel * group, QUADS, 64), "uint8")
             tiles = T.alloc_buffer((TILES, TILE_ROWS, TILE_ROWS), "int32")
-            partial = T.alloc_buffer((MOST_ROWS, BLOCK_ROWS), "float32")
-            moments = T.alloc_buffer((MOST_ROWS,), "float32") if late and has_zeros else None
+            partial = T.alloc_buffer((most, BLOCK_ROWS), "float32")
+            moments = T.alloc_buffer((most,), "float32") if late and has_zeros else None
             earlier = _configure(height, 32 * at_once)
             with T.serial(0, count) as row:
                 for tile in range(TILES):
@@ -56,7 +71,7 @@ def tile_gemm(layout: PackedLayout, target: Target, dtype: str, bias: str | None
                     T.buffer_store(moments, T.float32(0), [row])
 
             def step_of(row: Expr) -> ProductStep:
-                return ProductStep(layout, target, dtype, "dot", block, range(TILES), [row], operands)
+                return ProductStep(layout, isa, dtype, "dot", block, range(TILES), [row], operands)
 
             def multiply(first: Expr, units: Expr, start: Expr) -> None:
                 """`tiles` = rows from `first` on times columns of `units` units from unit `start` of the panel on."""
@@ -103,7 +118,7 @@ def tile_gemm(layout: PackedLayout, target: Target, dtype: str, bias: str | None
                     T.buffer_store(codes, vector, [tile, unit, quad, T.ramp(0, 1, 64)])
 
                 inside = T.min(T.int64(panel * group), layout.units - panel_start)
-                unpack_units(layout, target, operands.packed, block, panel_start, inside, put)
+                unpack_units(layout, isa, operands.packed, block, panel_start, inside, put, knobs.prefetch_bytes)
                 with T.serial(0, (count + TILE_ROWS - 1) // TILE_ROWS) as chunk:
                     # A chunk that is not full begins earlier; rows that it shares with the one before are added once.
                     first = T.bind(T.min(chunk * TILE_ROWS, count - height))

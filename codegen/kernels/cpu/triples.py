@@ -24,8 +24,8 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ....ir.weights.formats import PER_CHANNEL, WeightFormat
-from ...targets.base import TILE_ROWS, Expr, SlotOrder
 from ...targets.cpu.host import host
+from ...targets.cpu.isa import TILE_ROWS, Expr, SlotOrder
 from .function import kernel
 
 SPAN = 128

@@ -6,7 +6,7 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from ....ir.errors import QuantizationError
-from ...targets.base import TILE_ROWS, Expr, Target
+from ...targets.cpu.isa import TILE_ROWS, Expr, VectorIsa
 from .packing import QUADS, UNIT, PackedLayout, plane_slot
 from .product_step import TILES, quad_codes
 from .registers import field, prefetch
@@ -15,7 +15,7 @@ from .triples import FOURS, SPAN
 from .vector_math import constants
 
 Store = Callable[[Expr, Expr, int, Expr], None]
-"""`store(tile, unit, quad, codes)` with uint8x64, four columns of 16 rows in the slot order in which the target
+"""`store(tile, unit, quad, codes)` with uint8x64, four columns of 16 rows in the slot order in which the ISA
 multiplies codes; units are counted from the first one that is unpacked."""
 
 
@@ -29,12 +29,13 @@ def check_unpacks(layout: PackedLayout) -> None:
 
 def unpack_units(
     layout: PackedLayout,
-    target: Target,
+    isa: VectorIsa,
     packed: Any,
     block: Expr,
     first: Expr,
     count: Expr,
     store: Store,
+    prefetch_bytes: int,
     tile: Expr | None = None,
 ) -> None:
     """Emit the unpacking of `count` units of a block, from unit `first` on (whole spans for triples): of its tiles in
@@ -49,15 +50,15 @@ def unpack_units(
                 store(place, i * at_once + quad // QUADS, quad % QUADS, codes)
 
             if layout.family == "triples":
-                _unpack_span(target, packed, block, step, place, put)
+                _unpack_span(isa, packed, block, step, place, put, prefetch_bytes)
             else:
                 for vector in range(layout.format.bits):
-                    prefetch(packed, block, step, vector, 64 * place)
-                _unpack_unit(layout, target, lambda v: packed[block, step, v, T.ramp(64 * place, 1, 64)], put)
+                    prefetch(prefetch_bytes, packed, block, step, vector, 64 * place)
+                _unpack_unit(layout, isa, lambda v: packed[block, step, v, T.ramp(64 * place, 1, 64)], put)
 
 
 def _unpack_unit(
-    layout: PackedLayout, target: Target, load: Callable[[int], Expr], store: Callable[[int, Expr], None]
+    layout: PackedLayout, isa: VectorIsa, load: Callable[[int], Expr], store: Callable[[int, Expr], None]
 ) -> None:
     if layout.family == "dot":
         for quad in range(QUADS):
@@ -65,18 +66,18 @@ def _unpack_unit(
         return
     vectors = [T.bind(load(vector)) for vector in range(layout.format.bits)]
     emit = _planes_by_fields if layout.slot_order == "row" else _planes_by_bits
-    emit(layout, target, vectors, store)
+    emit(layout, isa, vectors, store)
 
 
 def _planes_by_fields(
-    layout: PackedLayout, target: Target, planes: list[Expr], store: Callable[[int, Expr], None]
+    layout: PackedLayout, isa: VectorIsa, planes: list[Expr], store: Callable[[int, Expr], None]
 ) -> None:
     """Two bit planes at a time are transposed into bytes that hold a field of two bits for each slot."""
     ternary = layout.format.scheme == "ternary"
     parts = []
     for first in range(0, len(planes), 2):
         pair = planes[first : first + 2]
-        sides = target.plane_fields(pair[0], pair[-1])
+        sides = isa.plane_fields(pair[0], pair[-1])
         if ternary:  # both planes weigh 1: of the fields 0, 1 and 3, subtract the upper bit
             ones = T.broadcast(T.uint8(0x55), 64)
             sides = [side - (field(side, 1, 8) & ones) for side in sides]
@@ -90,27 +91,27 @@ def _planes_by_fields(
 
 
 def _planes_by_bits(
-    layout: PackedLayout, target: Target, planes: list[Expr], store: Callable[[int, Expr], None]
+    layout: PackedLayout, isa: VectorIsa, planes: list[Expr], store: Callable[[int, Expr], None]
 ) -> None:
     places = [0] * len(planes) if layout.format.scheme == "ternary" else range(len(planes))
     for quad in range(QUADS):
         total: Expr = None
         for plane, place in enumerate(places):
-            bits = _plane_bits(layout, target, planes, plane, quad)
+            bits = _plane_bits(layout, isa, planes, plane, quad)
             # No bit leaves its byte: a code has fewer than eight.
             shifted = bits << _words(place) if place else bits
             total = shifted if total is None else total + shifted
         store(quad, T.reinterpret("uint8x64", total))
 
 
-def _plane_bits(layout: PackedLayout, target: Target, vectors: list[Expr], plane: int, quad: int) -> Expr:
+def _plane_bits(layout: PackedLayout, isa: VectorIsa, vectors: list[Expr], plane: int, quad: int) -> Expr:
     """uint32x16: the bits of one plane of the four columns of `quad`, a byte each.
 
     They lie as a nibble of slot quad % 4 of every row: the low nibble for the first four quads."""
     at, side = plane_slot(layout.slot_order, plane, quad % 4), quad // 4
     rows = T.Shuffle([vectors[at.vector]], [at.offset + at.row_step * row for row in range(TILE_ROWS)])
     nibbles = (T.Cast("uint32x16", rows) >> _words(4 * side)) & _words(15)
-    if target.slot_order["dot"] == "row":
+    if isa.slot_order["dot"] == "row":
         # Copies at distance 7 put bit c on bit 8 c.
         return (nibbles * _words(0x00204081)) & _words(0x01010101)
     columns = [T.Cast("uint8x16", (nibbles >> _words(c)) & _words(1)) for c in range(4)]
@@ -123,21 +124,22 @@ def _words(value: int) -> Expr:
 
 
 def _unpack_span(
-    target: Target,
+    isa: VectorIsa,
     packed: Any,
     block: Expr,
     span: Expr,
     tile: Any,
     store: Callable[[int, Expr], None],
+    prefetch_bytes: int,
 ) -> None:
     """Four triples are the columns of three quads; of the last four, those of two."""
     middle, zero = T.broadcast(T.uint8(13), 64), T.broadcast(T.uint8(0), 64)
     tables = [constants([number // place % 3 for number in range(27)] + [0] * 37, "uint8") for place in (9, 3, 1)]
-    for four in fours(target, packed, block, span, tile):
+    for four in fours(isa, packed, block, span, tile, prefetch_bytes):
         word = sum(bit << 8 * slot for slot, bit in enumerate(four.bits))
         negative = four.signs & T.reinterpret("uint8x64", T.broadcast(T.uint32(word), TILE_ROWS))
         number = T.bind(T.Select(negative != zero, middle - four.index, middle + four.index))
-        digits = [T.bind(target.permute_bytes(table, number)) for table in tables]
+        digits = [T.bind(isa.permute_bytes(table, number)) for table in tables]
         for part in range(3 if four.number < FOURS - 1 else 2):
             # Column c of the twelve is digit c % 3 of slot c // 3.
             columns = [4 * part + i for i in range(4)]

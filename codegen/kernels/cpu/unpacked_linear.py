@@ -2,39 +2,45 @@
 into a scratch matrix that stays in the processor's cache, and multiplied by torch's library from there.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...targets.base import TILE_ROWS, Target
+from ...runtime.callbacks import SCRATCH_BYTES, scratch_rows
+from ...select import Knobs
+from ...targets.cpu.isa import TILE_ROWS, VectorIsa
 from .dequantize import dequantize_tile
 from .function import kernel
 from .packing import BLOCK_ROWS, PackedLayout
-
-PRODUCT = "lutra.library.product_of_rows"
-"""Packed function (`runtime/callbacks.py`) that multiplies by the scratch matrix."""
-SCRATCH_BYTES = 8 << 20
-"""Zen 3, two threads: 128 x 2048 times 2048 x 1024 in float32 from such a matrix runs at 102 GFLOP/s, times 2048 x 8192
-at 66."""
+from .scratch_product import PRODUCT
 
 
-def scratch_rows(k: int, itemsize: int) -> int:
-    """Rows of a weight that are multiplied at once: a multiple of 64, within `SCRATCH_BYTES` where it can be."""
-    return max(SCRATCH_BYTES // (k * itemsize) // BLOCK_ROWS, 1) * BLOCK_ROWS
+@dataclass(frozen=True)
+class UnpackedKnobs(Knobs):
+    """scratch_bytes: of the part of a weight that is multiplied at once."""
+
+    scratch_bytes: int = SCRATCH_BYTES
 
 
 @cache
 def unpacked_linear(
-    layout: PackedLayout, target: Target, dtype: str, compute: str, bias: str | None, residual: bool
+    layout: PackedLayout,
+    isa: VectorIsa,
+    dtype: str,
+    compute: str,
+    bias: str | None,
+    residual: bool,
+    knobs: UnpackedKnobs = UnpackedKnobs(),
 ) -> tirx.PrimFunc:
     """`(x [M, K] in compute, packed, scales[, zeros][, bias [N]][, residual [M, N]], out [M, N])`.
 
     `out = round(x W^T + bias) + residual` in `dtype`; W is unpacked to, and multiplied in, `compute`. `bias`: its
     dtype."""
     m, n, k = tirx.Var("m", "int64"), layout.n, layout.k
-    rows = min(scratch_rows(k, 4 if compute == "float32" else 2), layout.blocks * BLOCK_ROWS)
+    rows = min(scratch_rows(k, 4 if compute == "float32" else 2, knobs.scratch_bytes), layout.blocks * BLOCK_ROWS)
     buffers = len(layout.buffers)
 
     def body(x: Any, *rest: Any) -> None:
@@ -45,7 +51,7 @@ def unpacked_linear(
             first = T.bind(chunk * rows)
             count = T.bind(T.min(T.int64(rows), n - first))
             with T.parallel(0, (count + TILE_ROWS - 1) // TILE_ROWS) as tile:
-                dequantize_tile(layout, target, compute, weight, scratch, first // TILE_ROWS, tile)
+                dequantize_tile(layout, isa, compute, weight, scratch, first // TILE_ROWS, tile)
             sizes = [m, n, k, first, count]
             T.evaluate(T.tvm_call_packed(PRODUCT, compute, dtype, bias or "", int(residual), *sizes, *addresses))
 

@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
-from ...targets.base import Expr, half
+from ...targets.cpu.isa import Expr, half
 
 ROUND_MAGIC = 12582912.0
 """1.5 * 2**23: adding it to |x| < 2**22 leaves round-to-nearest-even(x) in the low bits of the sum, on every ISA."""

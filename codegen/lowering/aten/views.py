@@ -11,6 +11,7 @@ from ...kernels.cpu.indexing import embedding, gather, index
 from ..builder import Lowering, is_size, is_tensor
 from ..registry import DECLINED, lowers
 from ..symbols import dtype_name
+from ..values import Parameter, Split, Values
 from .pointwise import cast, filled
 
 R = relax.op
@@ -128,7 +129,7 @@ def _split(low: Lowering, op: Any) -> Any:
         u.owner.operation.name != "torch.prim.ListUnpack" for u in op.operation.results[0].uses
     ):
         return DECLINED
-    return ("split", operands[0], axis % len(low.sizes(operands[0])), name.endswith("unbind.int"))
+    return Split(operands[0], axis % len(low.sizes(operands[0])), drops=name.endswith("unbind.int"))
 
 
 @lowers("torch.prim.ListUnpack")
@@ -136,21 +137,20 @@ def _unpack(low: Lowering, op: Any) -> Any:
     item = low[op.operation.operands[0]]
     if isinstance(item, list):
         return item
-    if not (isinstance(item, tuple) and item[0] == "split"):
+    if not isinstance(item, Split):
         return DECLINED
-    _, source, axis, drop = item
-    x, start, parts = low[source], 0, []
+    axis, x, start, parts = item.axis, low[item.source], 0, []
     for out in op.operation.results:
-        size = 1 if drop else low.sizes(out)[axis]
+        size = 1 if item.drops else low.sizes(out)[axis]
         part = low.builder.emit(R.strided_slice(x, [axis], [start], [start + size], [1], assume_inbound=True))
-        parts.append(low.reshape(part, low.sizes(out)) if drop else low.emit(part, out))
+        parts.append(low.reshape(part, low.sizes(out)) if item.drops else low.emit(part, out))
         start = start + size
     return parts if len(parts) > 1 else parts[0]
 
 
 @lowers("torch.prim.ListConstruct")
 def _list(low: Lowering, op: Any) -> Any:
-    return tuple(op.operation.operands)
+    return Values(tuple(op.operation.operands))
 
 
 @lowers("torch.aten.cat")
@@ -162,8 +162,8 @@ def _cat(low: Lowering, op: Any) -> Any:
         return DECLINED
     dtype = low.dtype(out)
     rank = len(low.sizes(out))
-    parts = [v for v in low[values] if len(low.sizes(v)) == rank]  # torch skips legacy empty tensors of rank 1
-    if len(parts) != len(low[values]):
+    parts = [v for v in low[values].items if len(low.sizes(v)) == rank]  # torch skips legacy empty tensors of rank 1
+    if len(parts) != len(low[values].items):
         return DECLINED
     tensors = [cast(low, low[v], dtype) for v in parts]
     return low.emit(R.concat(tensors, axis % rank), out) if len(tensors) > 1 else tensors[0]
@@ -199,7 +199,7 @@ def _gather(low: Lowering, op: Any) -> Any:
 @lowers("torch.aten.index.Tensor")
 def _index(low: Lowering, op: Any) -> Any:
     """`x[i, j]` with integer tensors for the leading dimensions."""
-    x, indices = op.operation.operands[0], list(low[op.operation.operands[1]])
+    x, indices = op.operation.operands[0], list(low[op.operation.operands[1]].items)
     if not all(is_tensor(low[v]) for v in indices) or any(low.dtype(v) in (torch.bool, torch.uint8) for v in indices):
         return DECLINED
     out, rank = op.operation.results[0], len(indices)
@@ -309,7 +309,7 @@ def _param(low: Lowering, op: Any) -> Any:
     """A plain parameter; of a quantised one its consumers ask for the buffers that they read."""
     symbol, out = op.sym.value, op.operation.results[0]
     if not str(out.type).startswith("!torch") or read_in_parts(low, out):
-        return symbol
+        return Parameter(symbol)
     return low.weight(symbol, low.sizes(out), low.dtype(out))
 
 

@@ -1,57 +1,60 @@
 """Attention, rotary embedding and cache updates."""
 
+from dataclasses import dataclass
 from typing import Any
 
-from tvm import relax, te, tirx
+from tvm import te, tirx
 
 from ....ir.rewriting import defined_by, is_argument
-from ...kernels.cpu.attention import Mask, decode_attention
 from ...kernels.cpu.kv_cache import Columns, kv_update, rope_kv_update
+from ...select import AttentionProblem, Mask
 from ..builder import Lowering
 from ..registry import DECLINED, lowers
 from ..symbols import dtype_name
 
 
+@dataclass(frozen=True)
+class AttentionOperands:
+    """Values of the IR, the number that scores are multiplied by, and whether the result has its heads side by side."""
+
+    q: Any
+    k: Any
+    v: Any
+    mask: Any
+    out: Any
+    scale: float
+    merged: bool
+
+
 @lowers("lutra.attention")
 def _attention(low: Lowering, op: Any) -> Any:
-    q, k, mask = low.sizes(op.q), low.sizes(op.k), op.mask
-    dtype = dtype_name(low.dtype(op.q))
-    operands = [low[op.q], low[op.k], low[op.v]]
-    type_ = low.tensor_type(op.out)
-    merged, causal = bool(op.merge_heads.value), bool(op.causal.value)
-    form = _mask_form(low, op)
-    # One query sees key 0 alone under a top-left causal mask: not a decode step.
-    single = q[2] == 1 and isinstance(q[1], int) and not causal and q[3] == low.sizes(op.v)[3]
-    if single and form is not False and dtype != "float64":
-        function = decode_attention(q[1], k[1], q[3], dtype, op.scale.value, form)
-        if function is not None:
-            flat = relax.TensorType([q[0], 1, q[1] * q[3]], dtype)
-            result = low.kernel("decode_attention", function, [*operands, *([low[mask]] if form else [])], flat)
-            return result if merged else low.reshape(result, low.sizes(op.out))
-    name = (
-        "attention"
-        + ("_causal" if causal else "")
-        + ("_mask" if mask is not None else "")
-        + ("_merged" if merged else "")
+    q, k = low.sizes(op.q), low.sizes(op.k)
+    queries, heads, kv_heads, head, value_head = (
+        size if isinstance(size, int) else None for size in (q[2], q[1], k[1], q[3], low.sizes(op.v)[3])
     )
-    operands += [low[mask]] if mask is not None else []
-    low.kernels[f"torch:{name}"] += 1
-    scale = relax.prim_value(tirx.FloatImm("float64", op.scale.value))
-    call = relax.call_pure_packed(f"lutra.library.{name}", scale, *operands, ty_args=[type_])
-    return low.emit(call, op.out)
+    problem = AttentionProblem(
+        phase=low.graph.phase,
+        queries=queries,
+        heads=heads,
+        kv_heads=kv_heads,
+        head=head,
+        value_head=value_head,
+        dtype=dtype_name(low.dtype(op.q)),
+        causal=bool(op.causal.value),
+        mask=None if op.mask is None else _mask_form(low, op),
+    )
+    merged = bool(op.merge_heads.value)
+    return low.compute(problem, AttentionOperands(op.q, op.k, op.v, op.mask, op.out, op.scale.value, merged))
 
 
-def _mask_form(low: Lowering, op: Any) -> Mask | bool | None:
-    """How the decode kernel reads the mask; False for a mask that it cannot read."""
-    if op.mask is None:
-        return None
-    sizes, q = low.sizes(op.mask), low.sizes(op.q)
+def _mask_form(low: Lowering, op: Any) -> Mask:
+    sizes, q, dtype = low.sizes(op.mask), low.sizes(op.q), dtype_name(low.dtype(op.mask))
     if len(sizes) != 4 or sizes[2] != 1 or low.shape(op.mask)[3] != low.shape(op.k)[2]:
-        return False
+        return Mask(dtype, False, False, regular=False)
     if (sizes[0] != 1 and low.shape(op.mask)[0] != low.shape(op.q)[0]) or sizes[1] not in (1, q[1]):
-        return False
+        return Mask(dtype, False, False, regular=False)
     per_batch = not (isinstance(sizes[0], int) and sizes[0] == 1)
-    return Mask(dtype_name(low.dtype(op.mask)), per_batch, sizes[1] != 1)
+    return Mask(dtype, per_batch, sizes[1] != 1)
 
 
 @lowers("lutra.kv_update")

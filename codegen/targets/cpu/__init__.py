@@ -1,1 +1,1 @@
-"""Instruction sets, a file each."""
+"""CPUs: an instruction set a file, and what all of them share."""

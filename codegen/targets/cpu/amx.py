@@ -27,5 +27,5 @@ AMX = Amx(
     multiplies_tiles=True,
     half_products=AVX512.half_products,
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "sapphirerapids"},
-    lookup_up_to=AVX512.lookup_up_to,
+    prefers=AVX512.prefers,
 )

@@ -6,11 +6,13 @@ from typing import Any
 from tvm.script import tirx as T
 
 from ....ir.weights.formats import WeightFormat
-from ..base import Activations, Expr, Family, Loader, SlotOrder, Target, half
+from ...select import Family
 from .host import host
+from .isa import Activations, Expr, Loader, SlotOrder, VectorIsa, half
+from .preferences import Preferences
 
 
-class Avx2(Target):
+class Avx2(VectorIsa):
     """Primitives on 256-bit registers: a tile is two of them."""
 
     def native(self) -> dict[str, Any]:
@@ -48,12 +50,6 @@ class Avx2(Target):
         if family == "float":
             return max(2 // rows, 1)
         return 4 if rows < 4 else 1
-
-    def multiplies_packed(self, family: Family, format: WeightFormat, m: int | None) -> bool:
-        # Many rows: Zen 3, 8192x2048, 128 rows, 1 and 2 bits 271 and 258 GOP/s by lookups, 200 unpacked. Few: Zen 1,
-        # `benchmarks/linear.py`, 5, 8 and 16 rows in 4 bits 47, 56 and 57 Gweights/s x rows packed, 32, 49 and 56
-        # unpacked; from 32 on unpacked is as fast or faster.
-        return (family == "lookup" and format.bits <= 2) or super().multiplies_packed(family, format, m)
 
     def lookup_accumulators(self, plane_weights: Sequence[int]) -> tuple[int, int, str]:
         # Two planes of 64 tables make at most 3 * 64 * 127 < 2**15; a single plane: see `_lookup_single`.
@@ -189,7 +185,18 @@ AVX2 = Avx2(
     slot_order={"lookup": "table", "dot": "row"},
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
-    # Zen 1, two threads, 8192x2048 from memory (`benchmarks/linear.py`), rate of lookup over dot with 1, 4 or 6, and 8
-    # rows: 1 bit 2.7, 2.1, 2.0; 2 bits 1.6, 1.6, 1.3; 3 bits 1.0, 0.7, 0.7; 4 bits 0.9, 0.8, 0.8; 8 bits 0.6, 0.8, 0.9.
-    lookup_up_to=2,
+    prefers=Preferences(
+        lookup_up_to=2,
+        lookup_measured=(
+            "Zen 1, two threads, 8192x2048 from memory (`benchmarks/linear.py`), rate of lookup over dot with 1, 4 or "
+            "6, and 8 rows: 1 bit 2.7, 2.1, 2.0; 2 bits 1.6, 1.6, 1.3; 3 bits 1.0, 0.7, 0.7; 4 bits 0.9, 0.8, 0.8; 8 "
+            "bits 0.6, 0.8, 0.9"
+        ),
+        packed_measured=(
+            "Zen 1, `benchmarks/linear.py`, 5, 8 and 16 rows in 4 bits: 47, 56 and 57 Gweights/s x rows packed, 32, 49 "
+            "and 56 unpacked; from 32 on unpacked is as fast or faster"
+        ),
+        lookup_any_rows_up_to=2,
+        lookup_any_rows_measured="Zen 3, 8192x2048, 128 rows, 1 and 2 bits: 271 and 258 GOP/s by lookups, 200 unpacked",
+    ),
 )

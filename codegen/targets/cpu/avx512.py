@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from tvm.script import tirx as T
 
-from ....ir.weights.formats import WeightFormat
-from ..base import Expr, Family, Loader, Target
+from .isa import Expr, Loader, VectorIsa
+from .preferences import Preferences
 
 _SLOT_OFFSETS = 0x30201000  # slot j of a row reads table j, which starts at byte 16 * j of the register
 
 
-class Avx512(Target):
+class Avx512(VectorIsa):
     """Primitives on 512-bit registers; one accumulator a tile in both families."""
 
     def dot(self, accs: Sequence[Expr], codes: Expr, x: Loader, bits: int) -> list[Expr]:
@@ -30,10 +30,6 @@ class Avx512(Target):
     def lookup_sum(self, accs: Sequence[Expr], plane_weights: Sequence[int], tables: Expr) -> Expr:
         del plane_weights, tables
         return accs[0]
-
-    def faster_family(self, format: WeightFormat) -> Family:
-        # Sapphire Rapids, two cores, the linears of a ternary 1.1B Llama from memory: triples 10.3 ms, planes 10.5.
-        return "triples" if format.scheme == "ternary" else super().faster_family(format)
 
     def signed_fours(self, acc: Expr, index: Expr, signs: Expr, bits: Sequence[int], table: Loader) -> Expr:
         word = sum(bit << 8 * slot for slot, bit in enumerate(bits))
@@ -85,8 +81,16 @@ AVX512 = Avx512(
     slot_order={"lookup": "row", "dot": "row"},
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "icelake-server"},
-    # Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.4, 0.4, 0.4; 2 bits
-    # 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7. At one row from
-    # DRAM the two are within the noise of each other: memory bounds both.
-    lookup_up_to=3,
+    prefers=Preferences(
+        lookup_up_to=3,
+        lookup_measured=(
+            "Zen 5, one thread, 2048x2048 in cache, time of lookup over dot at 1, 4 and 8 rows: 1 bit 0.4, 0.4, 0.4; 2 "
+            "bits 0.7, 0.8, 0.8; 3 bits 0.7, 0.9, 0.9; 4 bits 1.1, 1.5, 1.4; 8 bits 1.3, 2.5, 2.7; at one row from "
+            "DRAM the two are within the noise of each other, since memory bounds both"
+        ),
+        triples=True,
+        triples_measured=(
+            "Sapphire Rapids, two cores, the linears of a ternary 1.1B Llama from memory: triples 10.3 ms, planes 10.5"
+        ),
+    ),
 )

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from tvm.script import tirx as T
 
-from ..base import Expr, Loader, Target, half, quarters
+from .isa import Expr, Loader, VectorIsa, half, quarters
+from .preferences import Preferences
 
 
-class Neon(Target):
+class Neon(VectorIsa):
     """Primitives on 128-bit registers: a tile is four of them."""
 
     def code_bias(self, bits: int) -> int:
@@ -59,5 +60,8 @@ NEON = Neon(
     slot_order={"lookup": "table", "dot": "row"},
     half_products={"bfloat16": "bf16", "float16": "fullfp16"},
     cross={"mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"},
-    lookup_up_to=2,  # not measured: taken from AVX2, whose shuffle and int16 sums are the same
+    prefers=Preferences(
+        lookup_up_to=2,
+        lookup_measured="not measured: taken from AVX2, whose shuffle and int16 sums are the same",
+    ),
 )

@@ -5,14 +5,15 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from ..base import Expr, Loader, Target, quarters
 from .host import host
+from .isa import Expr, Loader, VectorIsa, quarters
+from .preferences import Preferences
 
 _BASELINE = {"x86_64": "x86-64"}
 """LLVM's name of the oldest CPU of an architecture, where it is not "generic"."""
 
 
-class Portable(Target):
+class Portable(VectorIsa):
     """Primitives that LLVM maps to whatever the baseline has; table order, so that 16 rows lie side by side."""
 
     def available(self) -> bool:
@@ -62,5 +63,6 @@ PORTABLE = Portable(
     slot_order={"lookup": "table", "dot": "table"},
     half_products={"bfloat16": "avx512bf16", "float16": "avx512fp16"},
     cross={"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64"},
+    prefers=Preferences(lookup_measured="not measured: without shuffles a lookup is a load"),
     rows_at_once=1,  # sixteen scalar loads a lookup: more rows only make the code long
 )

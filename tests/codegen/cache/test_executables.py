@@ -12,7 +12,7 @@ import pytest
 from lutra.codegen.cache import entries
 from lutra.codegen.cache import executables as caches
 from lutra.codegen.cache.executables import Entry, ExecutableCache, Key, temporary
-from lutra.codegen.runtime import parallel
+from lutra.codegen.targets.cpu.launcher import _launcher
 
 KEY = Key({"graph": "g", "versions": "1"})
 NOBODY = 65534
@@ -184,22 +184,22 @@ def test_no_room_anywhere_is_an_error_before_anything_is_linked(small_temporary:
 
 
 def test_a_damaged_launcher_is_built_again_and_not_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    assert parallel._launcher(tmp_path / "first") is not None
+    assert _launcher(tmp_path / "first") is not None
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     launcher = next((tmp_path / "second").glob("*/launcher.so"))
     launcher.write_bytes(launcher.read_bytes()[:5000])
-    assert parallel._launcher(tmp_path / "second") is not None
+    assert _launcher(tmp_path / "second") is not None
     assert "is damaged (launcher.so does not match its checksum)" in caplog.text
     name = launcher.parent.name
     assert entries.read(tmp_path / "second", name) == entries.read(tmp_path / "first", name)
 
 
 def test_a_launcher_in_a_folder_that_others_may_write_is_not_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    assert parallel._launcher(tmp_path / "first") is not None
+    assert _launcher(tmp_path / "first") is not None
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     launcher = next((tmp_path / "second").glob("*/launcher.so"))
     (tmp_path / "second").chmod(0o777)
-    assert parallel._launcher(tmp_path / "second") is not None
+    assert _launcher(tmp_path / "second") is not None
     assert "others may write" in caplog.text
     assert str(launcher) not in Path("/proc/self/maps").read_text()
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lutra.codegen.runtime.workspace import KEPT_BYTES, View, Workspace, with_workspace
+from lutra.codegen.targets.cpu.target import CPU
 from lutra.torch_plugin.inspect.report import states_of
 from torch import nn
 from tvm.script import ir as I
@@ -20,14 +21,14 @@ def test_views_lie_where_they_were_planned():
     views = (View(64, (2, 3), "float32"), View(64, (6,), "float32"), View(0, (), "int64"), View(128, (5,), "bool"))
     workspace = Workspace.from_data(Workspace(192, views).to_data())
     assert workspace == Workspace(192, views)
-    matrix, row, scalar, flags = workspace.tensors()
+    matrix, row, scalar, flags = workspace.tensors(CPU)
     matrix.copy_(torch.arange(6.0).view(2, 3))
     scalar.fill_(7)
     flags.fill_(True)
     assert row.tolist() == [0, 1, 2, 3, 4, 5] and scalar.item() == 7 and flags.all()
     assert scalar.data_ptr() % 64 == 0 and matrix.data_ptr() - scalar.data_ptr() == 64
-    assert matrix.data_ptr() != workspace.tensors()[0].data_ptr(), "every executable has its own"
-    assert Workspace().tensors() == []
+    assert matrix.data_ptr() != workspace.tensors(CPU)[0].data_ptr(), "every executable has its own"
+    assert Workspace().tensors(CPU) == []
 
 
 @I.ir_module

@@ -1,5 +1,6 @@
 """`lutra.report`: what was compiled for a model."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lutra.passes.base import LeftAlone, PassReport
 from lutra.torch_plugin import nets
 from lutra.torch_plugin.inspect.report import GraphReport
+from rich.console import Console
 from torch import nn
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
@@ -76,6 +78,28 @@ def test_different_options_and_shapes_have_reports_of_their_own(tmp_path: Path):
         torch.compile(model, backend="lutra", options=options)(torch.randn(3, 64))
     assert sorted(len(report.passes) for report in lutra.report(model).graphs) == [1, 2]
     assert {report.packed_bytes > 0 for report in lutra.report(model).graphs} == {False, True}
+
+
+def test_a_report_says_what_was_chosen_and_why_nothing_else_also_of_code_from_the_cache(tmp_path: Path):
+    recipe = {"lutra": 1, "name": "q", "passes": [{"fuse": {}}, {"quantize-weights": {"bits": 8, "group_size": 64}}]}
+    reports = []
+    for _ in range(2):
+        model = Network()
+        compiled = compile_(model, tmp_path, recipe=recipe, target="portable", kernel_family="lookup")
+        with torch.no_grad():
+            compiled(torch.randn(3, 64))
+        reports += lutra.report(model).graphs
+    first, again = reports
+    assert again.cache == "hit" and again.chosen == first.chosen
+    (choice,) = first.chosen
+    assert (choice.implementation, choice.count, len(choice.weights)) == ("packed lookup", 2, 2)
+    text = str(first)
+    assert "linear s8g64, 3 rows of float32: packed lookup 2" in text
+    assert "not gemm of lookup: up to 16 rows read the weight as it is packed" in text
+    assert "kernel_family" not in text, "what could not have been chosen is left to the table"
+    (console := Console(width=200, file=StringIO())).print(first.choices())
+    table = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "kernel_family asks for lookup" in table and "its weight is quantised" in table
 
 
 def test_long_lists_of_what_was_left_alone_are_cut():

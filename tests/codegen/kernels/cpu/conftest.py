@@ -8,17 +8,19 @@ from lutra.codegen.kernels.cpu.activations import precompute, precompute_outputs
 from lutra.codegen.kernels.cpu.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.cpu.lowbit_linear import low_bit_linear
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import TARGETS, Target
+from lutra.codegen.kernels.cpu.tile_gemm import tile_gemm
+from lutra.codegen.targets.cpu.isa import VectorIsa
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import QuantizedWeight, WeightFormat, bit_planes, dequantize, symmetrized_zero_points
 
 
 def pytest_generate_tests(metafunc):
-    """A test that takes `target` runs on every target that this machine executes; those of AMX differ from AVX-512's
+    """A test that takes `isa` runs on every isa that this machine executes; those of AMX differ from AVX-512's
     in matrix products alone."""
-    if "target" in metafunc.fixturenames:
+    if "isa" in metafunc.fixturenames:
         products = metafunc.module.__name__.endswith("gemm")
-        here = [t for t in TARGETS.values() if t.available() and (products or not t.multiplies_tiles)]
-        metafunc.parametrize("target", here, ids=lambda target: target.name)
+        here = [t for t in ISAS.values() if t.available() and (products or not t.multiplies_tiles)]
+        metafunc.parametrize("isa", here, ids=lambda isa: isa.name)
 
 
 @pytest.fixture
@@ -36,10 +38,10 @@ def random_weight():
 
 @pytest.fixture
 def call():
-    """`call(function, target, *buffers)`: compile, run, return the last buffer."""
+    """`call(function, isa, *buffers)`: compile, run, return the last buffer."""
 
-    def run(function, target: Target, *buffers: torch.Tensor) -> torch.Tensor:
-        tvm.compile(function, target=target.tvm_target())["main"](*buffers)
+    def run(function, isa: VectorIsa, *buffers: torch.Tensor) -> torch.Tensor:
+        tvm.compile(function, target=isa.tvm_target())["main"](*buffers)
         return buffers[-1]
 
     return run
@@ -47,13 +49,13 @@ def call():
 
 @pytest.fixture
 def activations(call):
-    """`activations(family, group, target, k, *inputs)`: the three results of `precompute` for `inputs`, x first."""
+    """`activations(family, group, isa, k, *inputs)`: the three results of `precompute` for `inputs`, x first."""
 
-    def run(family, group, target, k, *inputs, prologue=None, m=None):
+    def run(family, group, isa, k, *inputs, prologue=None, m=None):
         dtype = str(inputs[0].dtype).removeprefix("torch.")
         outputs = precompute_outputs(family, k, group, len(inputs[0]))
         tensors = [torch.full(shape, 99, dtype=getattr(torch, dtype)) for shape, dtype in outputs]
-        call(precompute(family, k, group, m, dtype, target, prologue), target, *inputs, *tensors)
+        call(precompute(family, k, group, m, dtype, prologue), isa, *inputs, *tensors)
         return tensors
 
     return run
@@ -61,23 +63,24 @@ def activations(call):
 
 @pytest.fixture
 def multiply(activations, call):
-    """`multiply(layout, target, weight, x)`: the product by `low_bit_linear`, or with `gemm` by `low_bit_gemm`, and the
+    """`multiply(layout, isa, weight, x)`: the product by `low_bit_linear`, or with `gemm` by `low_bit_gemm`, and the
     precomputed activations (of `form`, if not of the layout's family) that it was made from."""
 
-    def run(layout: PackedLayout, target, weight, x, m=None, bias=None, residual=None, gemm=False, form=None):
+    def run(layout: PackedLayout, isa, weight, x, m=None, bias=None, residual=None, gemm=False, form=None):
         dtype = str(x.dtype).removeprefix("torch.")
         read = form or ("dot" if gemm else layout.family)
-        a = activations(read, layout.activation_group, target, layout.k, x, m=m)
+        a = activations(read, layout.activation_group, isa, layout.k, x, m=m)
         bias_type = None if bias is None else str(bias.dtype).removeprefix("torch.")
         if gemm:
-            function = low_bit_gemm(layout, target, dtype, bias_type, residual is not None)
+            product = tile_gemm if isa.multiplies_tiles else low_bit_gemm
+            function = product(layout, isa, dtype, bias_type, residual is not None)
         else:
             product = None if form == "integers" else form  # whole numbers are int8 as well
-            function = low_bit_linear(layout, target, m, dtype, bias_type, residual is not None, product)
+            function = low_bit_linear(layout, isa, m, dtype, bias_type, residual is not None, product)
         extra = [t for t in (bias, residual) if t is not None]
         guarded = torch.full((len(x) * layout.n + 64,), 7, dtype=x.dtype)
         out = guarded[: len(x) * layout.n].view(len(x), layout.n)
-        call(function, target, *a, *layout.pack(weight), *extra, out)
+        call(function, isa, *a, *layout.pack(weight), *extra, out)
         assert (guarded[len(x) * layout.n :] == 7).all(), "written past N"
         return out, a
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lutra.codegen.kernels.cpu.packing import UNIT
+from lutra.codegen.prologues import GatedMlpPrologue, RmsNormPrologue
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ACTIVATIONS = {
@@ -33,9 +34,9 @@ def tables(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("m", "k", "group", "static"), CASES)
-def test_int8_activations_are_rounded_to_the_scale_of_their_group(activations, target, m, k, group, static):
+def test_int8_activations_are_rounded_to_the_scale_of_their_group(activations, isa, m, k, group, static):
     x = torch.randn(m, k)
-    q, scale, total = activations("dot", group, target, k, x, m=static)
+    q, scale, total = activations("dot", group, isa, k, x, m=static)
     groups = padded(x, group)
     assert torch.allclose(scale.double(), groups.abs().amax(-1) / 127, rtol=1e-6)
     step = scale.double().repeat_interleave(group, 1)[:, :k]
@@ -45,9 +46,9 @@ def test_int8_activations_are_rounded_to_the_scale_of_their_group(activations, t
 
 
 @pytest.mark.parametrize(("m", "k", "group", "static"), CASES)
-def test_tables_hold_all_signed_sums_and_are_exactly_odd(activations, target, m, k, group, static):
+def test_tables_hold_all_signed_sums_and_are_exactly_odd(activations, isa, m, k, group, static):
     x = torch.randn(m, k)
-    q, scale, total = activations("lookup", group, target, k, x, m=static)
+    q, scale, total = activations("lookup", group, isa, k, x, m=static)
     got, exact = q.view(m, -1, 16), tables(x)
     assert torch.equal(got, -got.flip(-1))
     step = scale.double().repeat_interleave(group // 4, 1)[:, : exact.shape[1], None]
@@ -57,13 +58,13 @@ def test_tables_hold_all_signed_sums_and_are_exactly_odd(activations, target, m,
 
 
 @pytest.mark.parametrize("family", ["lookup", "dot"])
-def test_zeros_one_hot_and_outliers_stay_what_they_are(activations, target, family):
+def test_zeros_one_hot_and_outliers_stay_what_they_are(activations, isa, family):
     x = torch.zeros(4, 64)
     x[1, 5] = -3.0
     x[2] = torch.randn(64) * 1e-3
     x[2, 40] = 1e6
     x[3] = 1e-38
-    q, scale, total = activations(family, 32, target, 64, x)
+    q, scale, total = activations(family, 32, isa, 64, x)
     assert (q[0] == 0).all() and (scale[0] == 0).all() and (total[0] == 0).all()
     assert torch.isclose(scale[1, 0], torch.tensor(3 / 127)) and q[1].abs().max() == 127
     assert torch.isclose(scale[2, 1], torch.tensor(1e6 / 127))
@@ -74,10 +75,10 @@ def test_zeros_one_hot_and_outliers_stay_what_they_are(activations, target, fami
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("before", "k"), [(True, 192), (False, 100)])
-def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, target, dtype, before, k):
+def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, isa, dtype, before, k):
     x, weight = (torch.randn(3, k) * 4).to(dtype), (torch.rand(k) + 0.5).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    q, scale, _ = activations("dot", 32, target, k, x, weight, prologue=("rms_norm", 1e-5, before, name))
+    q, scale, _ = activations("dot", 32, isa, k, x, weight, prologue=RmsNormPrologue(1e-5, before, name))
     normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
     expected = (normed.to(dtype) * weight) if before else (normed * weight.float()).to(dtype)
     step = scale.double().repeat_interleave(32, 1)[:, :k]
@@ -88,10 +89,10 @@ def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, target, dty
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_fused_gate_is_the_gate_then_the_quantisation(activations, target, dtype, activation):
+def test_a_fused_gate_is_the_gate_then_the_quantisation(activations, isa, dtype, activation):
     k = 96
     merged = (torch.randn(2, 2 * k) * 3).to(dtype)
-    q, scale, total = activations("lookup", 32, target, k, merged, prologue=("gated_mlp", activation))
+    q, scale, total = activations("lookup", 32, isa, k, merged, prologue=GatedMlpPrologue(activation))
     gate, up = merged.split(k, 1)
     expected = ACTIVATIONS[activation](gate) * up
     exact = tables(expected)

@@ -1,4 +1,4 @@
-"""The instructions that each target is about are the ones that the compiler chose, also for ISAs that this machine
+"""The instructions that each ISA is about are the ones that the compiler chose, also for ISAs that this machine
 lacks."""
 
 import re
@@ -8,7 +8,8 @@ import tvm
 from lutra.codegen.kernels.cpu.lowbit_gemm import low_bit_gemm
 from lutra.codegen.kernels.cpu.lowbit_linear import low_bit_linear
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import TARGETS, get_target
+from lutra.codegen.kernels.cpu.tile_gemm import tile_gemm
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import WeightFormat
 
 EXPECTED = {
@@ -36,18 +37,19 @@ GEMM = {
 
 @pytest.mark.parametrize(("name", "family", "bits"), GEMM)
 def test_cross_compiled_matrix_products_use_the_instructions_of_their_target(name, family, bits):
-    target = get_target(name, cross=True)
-    layout = PackedLayout.create(family, WeightFormat(bits, 64), 128, 256, target)
-    module = tvm.compile(low_bit_gemm(layout, target, "float32"), target=target.tvm_target(cross=True))
+    isa = ISAS[name]
+    layout = PackedLayout.create(family, WeightFormat(bits, 64), 128, 256, isa)
+    product = tile_gemm if isa.multiplies_tiles else low_bit_gemm
+    module = tvm.compile(product(layout, isa, "float32"), target=isa.tvm_target(cross=True))
     text = module.mod.inspect_source("asm")
     assert not {i for i in GEMM[name, family, bits] if not re.search(rf"\b{i}\b", text)}
 
 
 def assembly(name: str, family: str, bits: int, cross: bool) -> str:
-    target = get_target(name, cross=True)
+    isa = ISAS[name]
     format = WeightFormat(2, 128, "ternary") if family == "triples" else WeightFormat(bits, 64)
-    layout = PackedLayout.create(family, format, 128, 256, target)
-    module = tvm.compile(low_bit_linear(layout, target, 1, "float32"), target=target.tvm_target(cross=cross))
+    layout = PackedLayout.create(family, format, 128, 256, isa)
+    module = tvm.compile(low_bit_linear(layout, isa, 1, "float32"), target=isa.tvm_target(cross=cross))
     return module.mod.inspect_source("asm")
 
 
@@ -62,7 +64,7 @@ def test_cross_compiled_kernels_use_the_instructions_of_their_target(name, famil
 @pytest.mark.parametrize("name", ["avx2", "portable"])
 @pytest.mark.parametrize("family", ["lookup", "triples", "dot"])
 def test_restricted_targets_stay_within_their_isa_on_this_machine(name, family):
-    if not TARGETS[name].available():
+    if not ISAS[name].available():
         pytest.skip(f"{name} is not present")
     text = assembly(name, family, 2, cross=False)
     assert "zmm" not in text

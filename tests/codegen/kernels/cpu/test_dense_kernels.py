@@ -53,10 +53,6 @@ def test_dense_linear_reads_a_stack_from_its_parts():
     assert_close(got, x.double() @ torch.cat(parts).double().T + bias, torch.float32)
 
 
-def test_dense_linear_leaves_odd_widths_to_the_library():
-    assert dense_linear(1, 8, 33, "float32", "float32", None, False) is None
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
 @pytest.mark.parametrize("k", [64, 70, 7])
 def test_norms_agree_with_torch(dtype, k):

@@ -20,18 +20,18 @@ CASES = [
 
 @pytest.mark.parametrize("family", ["lookup", "dot"])
 @pytest.mark.parametrize(("format", "n", "k", "dtype"), CASES, ids=lambda v: getattr(v, "describe", lambda: str(v))())
-def test_the_matrix_is_the_reference_rounded_once(random_weight, call, target, family, format, n, k, dtype):
+def test_the_matrix_is_the_reference_rounded_once(random_weight, call, isa, family, format, n, k, dtype):
     weight = random_weight(format, n, k)
-    layout = PackedLayout.create(family, format, n, k, target)
+    layout = PackedLayout.create(family, format, n, k, isa)
     name, tiles = str(dtype).removeprefix("torch."), -(-n // 16)
 
     def body(*buffers) -> None:
         *packed, out = buffers
         with T.parallel(1, tiles) as tile:  # the first tile is left out
-            dequantize_tile(layout, target, name, packed, out, 1, tile - 1)
+            dequantize_tile(layout, isa, name, packed, out, 1, tile - 1)
 
     function = kernel([*layout.buffers, ((16 * tiles, k), name)], body)
-    out = call(function, target, *layout.pack(weight), torch.full((16 * tiles, k), 7, dtype=dtype))
+    out = call(function, isa, *layout.pack(weight), torch.full((16 * tiles, k), 7, dtype=dtype))
     assert (out[-16:] == 7).all()
     out = out[: n - 16]
     expected = dequantize(weight)[16:]

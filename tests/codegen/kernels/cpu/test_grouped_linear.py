@@ -19,15 +19,15 @@ CASES = [  # format, features of a group, columns, rows of each group
 
 @pytest.fixture
 def product(activations, call):
-    """`product(layout, target, weight, x, offsets, ...)`: the kernel's result and the activations that it read."""
+    """`product(layout, isa, weight, x, offsets, ...)`: the kernel's result and the activations that it read."""
 
-    def run(layout: PackedLayout, target, weight: QuantizedWeight, x, offsets, m=None, form=None, unpacked=False):
+    def run(layout: PackedLayout, isa, weight: QuantizedWeight, x, offsets, m=None, form=None, unpacked=False):
         family = "dot" if unpacked else form or layout.family
-        a = activations(family, layout.activation_group, target, layout.k, x, m=m)
+        a = activations(family, layout.activation_group, isa, layout.k, x, m=m)
         dtypes = (str(t.dtype).removeprefix("torch.") for t in (x, offsets))
-        function = grouped_linear(layout, target, len(offsets), m, *dtypes, form, unpacked)
+        function = grouped_linear(layout, isa, len(offsets), m, *dtypes, form, unpacked)
         out = torch.full((len(x), layout.n // len(offsets)), 7, dtype=x.dtype)
-        return call(function, target, *a, *layout.pack(weight), offsets, out), a
+        return call(function, isa, *a, *layout.pack(weight), offsets, out), a
 
     return run
 
@@ -51,13 +51,13 @@ def grouped(everything: torch.Tensor, counts: list[int], rows: int) -> torch.Ten
     CASES,
     ids=[f"{format.describe()}-{n}x{k}-{counts}" for format, n, k, counts in CASES],
 )
-def test_each_row_meets_the_matrix_of_its_group(random_weight, product, emulate, target, how, format, n, k, counts):
+def test_each_row_meets_the_matrix_of_its_group(random_weight, product, emulate, isa, how, format, n, k, counts):
     rows = sum(counts) + 2  # the last two belong to no group
     weight, x = random_weight(format, n * len(counts), k), torch.randn(rows, k)
-    layout = PackedLayout.create("lookup" if how == "lookup" else "dot", format, n * len(counts), k, target)
+    layout = PackedLayout.create("lookup" if how == "lookup" else "dot", format, n * len(counts), k, isa)
     form = "float" if how == "float" else None
     m = rows if rows <= 5 and how != "unpacked" else None
-    out, a = product(layout, target, weight, x, ends(counts), m=m, form=form, unpacked=how == "unpacked")
+    out, a = product(layout, isa, weight, x, ends(counts), m=m, form=form, unpacked=how == "unpacked")
     if how == "float":
         everything = x.double() @ dequantize(weight).double().T
     else:
@@ -68,8 +68,8 @@ def test_each_row_meets_the_matrix_of_its_group(random_weight, product, emulate,
 
 
 @pytest.mark.parametrize("offsets", [[2, 1, 3], [1, 2, 9], [-1, 0, 3]], ids=["falling", "past the rows", "negative"])
-def test_offsets_that_point_outside_are_an_index_error(random_weight, product, target, offsets):
+def test_offsets_that_point_outside_are_an_index_error(random_weight, product, isa, offsets):
     weight = random_weight(WeightFormat(4, 32), 48, 64)
-    layout = PackedLayout.create("dot", weight.format, 48, 64, target)
+    layout = PackedLayout.create("dot", weight.format, 48, 64, isa)
     with pytest.raises(IndexError, match="offsets out of order or range"):
-        product(layout, target, weight, torch.randn(3, 64), torch.tensor(offsets))
+        product(layout, isa, weight, torch.randn(3, 64), torch.tensor(offsets))

@@ -34,11 +34,11 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", ["lookup", "dot"])
 @pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
 def test_products_are_those_of_the_dequantised_weight(
-    random_weight, multiply, emulate, target, family, format, n, k, m, static
+    random_weight, multiply, emulate, isa, family, format, n, k, m, static
 ):
     weight, x = random_weight(format, n, k), torch.randn(m, k)
-    layout = PackedLayout.create(family, format, n, k, target)
-    out, activations = multiply(layout, target, weight, x, m=static)
+    layout = PackedLayout.create(family, format, n, k, isa)
+    out, activations = multiply(layout, isa, weight, x, m=static)
     assert relative(out, emulate(layout, weight, *activations)) < 1e-5
     # Zero points away from the middle of the codes can make the exact sum small beside its terms.
     terms = x.double().norm(dim=1, keepdim=True) * dequantize(weight).double().norm(dim=1)
@@ -50,32 +50,32 @@ def test_products_are_those_of_the_dequantised_weight(
     ("group", "n", "k", "m", "static"),
     [(128, 80, 256, 1, 1), (256, 130, 512, 4, 4), (PER_CHANNEL, 64, 384, 6, 6), (128, 330, 128, 5, None)],
 )
-def test_triples_are_the_ternary_weight(random_weight, multiply, emulate, target, group, n, k, m, static):
+def test_triples_are_the_ternary_weight(random_weight, multiply, emulate, isa, group, n, k, m, static):
     weight, x = random_weight(WeightFormat(2, group, "ternary"), n, k), torch.randn(m, k)
-    layout = PackedLayout.create("triples", weight.format, n, k, target)
-    out, activations = multiply(layout, target, weight, x, m=static)
+    layout = PackedLayout.create("triples", weight.format, n, k, isa)
+    out, activations = multiply(layout, isa, weight, x, m=static)
     assert relative(out, emulate(layout, weight, *activations)) < 1e-6
     assert relative(out, x.double() @ dequantize(weight).double().T) < 0.012
 
 
-def test_extreme_sums_of_triples_do_not_overflow(random_weight, multiply, emulate, target):
+def test_extreme_sums_of_triples_do_not_overflow(random_weight, multiply, emulate, isa):
     weight = random_weight(WeightFormat(2, 256, "ternary"), 64, 512)
     weight.codes[:16], weight.codes[16:32] = 2, 0
     x = torch.stack([torch.full((512,), 5.0), torch.full((512,), -5.0), torch.zeros(512), torch.full((512,), 1e-4)])
     x[3, 127] = 1e4  # in the short triple of a span
-    layout = PackedLayout.create("triples", weight.format, 64, 512, target)
-    out, activations = multiply(layout, target, weight, x, m=4)
+    layout = PackedLayout.create("triples", weight.format, 64, 512, isa)
+    out, activations = multiply(layout, isa, weight, x, m=4)
     assert (out[2] == 0).all()
     assert (out - emulate(layout, weight, *activations)).abs().max() < 1e-5 * out.abs().max()
     assert relative(out[:2], x[:2].double() @ dequantize(weight).double().T) < 0.005
 
 
 @pytest.mark.parametrize(("format", "n", "k", "m", "static"), CASES, ids=IDS)
-def test_floating_point_activations_are_read_as_they_are(random_weight, multiply, target, format, n, k, m, static):
+def test_floating_point_activations_are_read_as_they_are(random_weight, multiply, isa, format, n, k, m, static):
     weight, x = random_weight(format, n, k), torch.randn(m, k)
     x[:, 3] *= 1e4  # an outlier, which int8 would drown the others in
-    layout = PackedLayout.create("dot", format, n, k, target)
-    out, _ = multiply(layout, target, weight, x, m=static, form="float")
+    layout = PackedLayout.create("dot", format, n, k, isa)
+    out, _ = multiply(layout, isa, weight, x, m=static, form="float")
     assert relative(out, x.double() @ dequantize(weight).double().T) < 1e-5
 
 
@@ -83,7 +83,7 @@ def test_floating_point_activations_are_read_as_they_are(random_weight, multiply
 @pytest.mark.parametrize("format", [WeightFormat(b, 256, s) for b, s in
                                     ((1, "symmetric"), (2, "ternary"), (4, "asymmetric"), (8, "symmetric"))],
                          ids=WeightFormat.describe)  # fmt: skip
-def test_extreme_sums_do_not_overflow(random_weight, multiply, emulate, target, family, format):
+def test_extreme_sums_do_not_overflow(random_weight, multiply, emulate, isa, family, format):
     k, n = 256, 64
     weight = random_weight(format, n, k)
     weight.codes[:32] = weight.codes.max()
@@ -94,8 +94,8 @@ def test_extreme_sums_do_not_overflow(random_weight, multiply, emulate, target, 
     x[2] = 0.0
     x[3] = 1e-4
     x[3, 77] = 1e4
-    layout = PackedLayout.create(family, format, n, k, target)
-    out, activations = multiply(layout, target, weight, x, m=4)
+    layout = PackedLayout.create(family, format, n, k, isa)
+    out, activations = multiply(layout, isa, weight, x, m=4)
     expected = emulate(layout, weight, *activations)
     assert (out[2] == 0).all()
     for row in (0, 1, 3):
@@ -104,12 +104,12 @@ def test_extreme_sums_do_not_overflow(random_weight, multiply, emulate, target, 
 
 
 @pytest.mark.parametrize("family", ["lookup", "dot"])
-def test_a_one_hot_input_reads_a_column(random_weight, multiply, target, family):
+def test_a_one_hot_input_reads_a_column(random_weight, multiply, isa, family):
     weight = random_weight(WeightFormat(4, 32, "asymmetric"), 80, 96)
     x = torch.zeros(3, 96)
     x[[0, 1, 2], [0, 50, 95]] = 1.0
-    layout = PackedLayout.create(family, weight.format, 80, 96, target)
-    out, _ = multiply(layout, target, weight, x)
+    layout = PackedLayout.create(family, weight.format, 80, 96, isa)
+    out, _ = multiply(layout, isa, weight, x)
     columns = dequantize(weight)[:, [0, 50, 95]].T
     assert torch.allclose(out, columns, atol=1e-5)
 
@@ -117,14 +117,14 @@ def test_a_one_hot_input_reads_a_column(random_weight, multiply, target, family)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("with_bias", "with_residual", "static"), [(True, True, 2), (True, False, None)])
 def test_bias_and_residual_are_added_with_one_rounding_each(
-    random_weight, multiply, emulate, target, dtype, with_bias, with_residual, static
+    random_weight, multiply, emulate, isa, dtype, with_bias, with_residual, static
 ):
     n, k = 80, 128
     weight, x = random_weight(WeightFormat(4, 64), n, k), torch.randn(2, k).to(dtype)
     bias = torch.randn(n) if with_bias else None
     residual = (torch.randn(2, n) * 10).to(dtype) if with_residual else None
-    layout = PackedLayout.create("dot", weight.format, n, k, target)
-    out, activations = multiply(layout, target, weight, x, m=static, bias=bias, residual=residual)
+    layout = PackedLayout.create("dot", weight.format, n, k, isa)
+    out, activations = multiply(layout, isa, weight, x, m=static, bias=bias, residual=residual)
     expected = emulate(layout, weight, *activations).float()
     expected = (expected + bias).to(dtype) if bias is not None else expected.to(dtype)
     expected = expected + residual if residual is not None else expected
@@ -136,15 +136,15 @@ def test_bias_and_residual_are_added_with_one_rounding_each(
 
 @pytest.mark.parametrize("gemm", [False, True], ids=["packed", "gemm"])
 @pytest.mark.parametrize(("n", "k", "m"), [(80, 100, 3), (64, 256, 1), (16, MOST_COLUMNS, 2)])
-def test_sums_of_whole_numbers_are_exact(random_weight, multiply, target, n, k, m, gemm):
+def test_sums_of_whole_numbers_are_exact(random_weight, multiply, isa, n, k, m, gemm):
     """Of ternary weights with scales of 1, up to the most columns that a linear may have."""
     weight = random_weight(WeightFormat(2, PER_CHANNEL, "ternary"), n, k)
     weight.scales.fill_(1)
     weight.codes[0], weight.codes[1] = 2, 0
     x = torch.randint(-128, 128, (m, k)).float()
     x[0] = -128  # with the first two rows the largest sums there are
-    layout = PackedLayout.create("dot", weight.format, n, k, target)
-    out, (q, scale, total) = multiply(layout, target, weight, x, m=None if gemm else m, form="integers", gemm=gemm)
+    layout = PackedLayout.create("dot", weight.format, n, k, isa)
+    out, (q, scale, total) = multiply(layout, isa, weight, x, m=None if gemm else m, form="integers", gemm=gemm)
     assert torch.equal(q[:, :k].float(), x) and (scale == 1).all() and torch.equal(total.sum(1), x.long().sum(1))
     assert torch.equal(out.double(), x.double() @ dequantize(weight).double().T)
     assert out[0, 0] == -128 * k

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 import tvm
 import tvm_ffi.libinfo
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import TARGETS
+from lutra.codegen.prologues import GatedMlpPrologue, RmsNormPrologue
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat, dequantize
 
-NEON = TARGETS["neon"]
+NEON = ISAS["neon"]
 QEMU, COMPILER = "qemu-aarch64", "aarch64-linux-gnu-gcc"
 TYPE_CODES = {"int": 0, "uint": 1, "float": 2, "bfloat": 4}
 """Of DLPack."""
@@ -49,11 +50,11 @@ def harness(tmp_path_factory) -> Path:
 def call(harness):
     """As the fixture of the same name that runs kernels on this machine."""
 
-    def run(function, target, *buffers: torch.Tensor) -> torch.Tensor:
+    def run(function, isa, *buffers: torch.Tensor) -> torch.Tensor:
         kernel, program = str(harness.with_name("kernel.o")), str(harness.with_name("kernel"))
-        tvm.compile(function, target=target.tvm_target(cross=True)).mod.write_to_file(kernel, "o")
+        tvm.compile(function, target=isa.tvm_target(cross=True)).mod.write_to_file(kernel, "o")
         subprocess.run([COMPILER, "-static", str(harness), kernel, "-o", program], check=True)
-        command = [QEMU, "-cpu", target.cross["mcpu"], program]
+        command = [QEMU, "-cpu", isa.cross["mcpu"], program]
         done = subprocess.run(command, input=b"".join(map(_as_input, buffers)), capture_output=True, timeout=60)
         assert done.returncode == 0, f"exit status {done.returncode}: {done.stderr.decode()}"
         results = torch.frombuffer(bytearray(done.stdout), dtype=torch.uint8).split([b.nbytes for b in buffers])
@@ -252,7 +253,7 @@ def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, dtype):
     k = 100
     x, weight = (torch.randn(3, k) * 4).to(dtype), (torch.rand(k) + 0.5).to(dtype)
     name = str(dtype).removeprefix("torch.")
-    q, scale, _ = activations("dot", 32, NEON, k, x, weight, prologue=("rms_norm", 1e-5, True, name))
+    q, scale, _ = activations("dot", 32, NEON, k, x, weight, prologue=RmsNormPrologue(1e-5, True, name))
     normed = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
     expected = normed.to(dtype) * weight
     step = scale.double().repeat_interleave(32, 1)[:, :k]
@@ -264,7 +265,7 @@ def test_a_fused_norm_is_the_norm_then_the_quantisation(activations, dtype):
 def test_a_fused_gate_is_the_gate_then_the_quantisation(activations, dtype):
     k = 96
     merged = (torch.randn(2, 2 * k) * 3).to(dtype)
-    q, scale, _ = activations("lookup", 32, NEON, k, merged, prologue=("gated_mlp", "silu"))
+    q, scale, _ = activations("lookup", 32, NEON, k, merged, prologue=GatedMlpPrologue("silu"))
     gate, up = merged.split(k, 1)
     expected = F.silu(gate) * up
     step = scale.double().repeat_interleave(8, 1)[:, :, None]

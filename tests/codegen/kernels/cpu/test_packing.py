@@ -5,10 +5,11 @@ from itertools import product
 import pytest
 import torch
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import get_target
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.errors import QuantizationError
 from lutra.ir.weights.formats import PER_CHANNEL, QuantizedWeight, WeightFormat, bit_planes
 
+ISA = ISAS["portable"]
 FORMATS = [
     WeightFormat(1, 32),
     WeightFormat(2, 64, "ternary"),
@@ -116,7 +117,7 @@ def test_triples_in_row_order_go_by_fours(random_weight):
                                            (WeightFormat(2, PER_CHANNEL, "ternary"), 192)], ids=str)  # fmt: skip
 def test_what_does_not_pack_in_triples_is_refused(format, k):
     with pytest.raises(QuantizationError, match="do not pack in triples"):
-        PackedLayout.create("triples", format, 64, k, get_target())
+        PackedLayout.create("triples", format, 64, k, ISA)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -130,9 +131,8 @@ def test_dot_bytes_hold_the_codes_of_one_column_of_consecutive_quads(random_weig
 
 
 def test_keys_tell_layouts_apart():
-    target = get_target()
     layouts = [
-        PackedLayout.create(family, format, n, k, target)
+        PackedLayout.create(family, format, n, k, ISA)
         for family, format, n, k in product(("lookup", "dot"), FORMATS, (64, 128), (192, 384))
     ]
     assert len({layout.key for layout in layouts}) == len(set(layouts))
@@ -140,4 +140,4 @@ def test_keys_tell_layouts_apart():
 
 def test_a_group_size_that_does_not_divide_k_is_refused():
     with pytest.raises(QuantizationError, match="does not divide"):
-        PackedLayout.create("dot", WeightFormat(4, 128), 64, 192, get_target())
+        PackedLayout.create("dot", WeightFormat(4, 128), 64, 192, ISA)

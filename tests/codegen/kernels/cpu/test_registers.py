@@ -9,7 +9,7 @@ from tvm.script.ir_builder import tirx as T
 BYTES = 256
 
 
-def test_a_field_of_every_byte_goes_to_its_place_and_leaves_zeros(target):
+def test_a_field_of_every_byte_goes_to_its_place_and_leaves_zeros(isa):
     fields = [(shift, bits, place) for bits in range(1, 9) for shift in range(9 - bits) for place in range(9 - bits)]
     x = torch.randperm(BYTES).byte()  # every byte, beside other neighbours each time
 
@@ -21,6 +21,6 @@ def test_a_field_of_every_byte_goes_to_its_place_and_leaves_zeros(target):
 
     out = torch.empty(len(fields), BYTES, dtype=torch.uint8)
     shapes = [((BYTES,), "uint8"), ((len(fields), BYTES), "uint8")]
-    tvm.compile(kernel(shapes, body), target=target.tvm_target())["main"](x, out)
+    tvm.compile(kernel(shapes, body), target=isa.tvm_target())["main"](x, out)
     for found, (shift, bits, place) in zip(out, fields, strict=True):
         assert torch.equal(found, (x >> shift & 2**bits - 1) << place)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.targets import TARGETS
+from lutra.codegen.targets.cpu.isas import ISAS
 from lutra.ir.weights.formats import WeightFormat, dequantize
 
-AMX = TARGETS["amx"]
+AMX = ISAS["amx"]
 
 
 @pytest.mark.skipif(not AMX.available(), reason="AMX is not present")

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import tvm
-from lutra.codegen.kernels.cpu import unpacked_linear as module
 from lutra.codegen.kernels.cpu.packing import PackedLayout
-from lutra.codegen.kernels.cpu.unpacked_linear import scratch_rows, unpacked_linear
-from lutra.codegen.runtime.callbacks import register
+from lutra.codegen.kernels.cpu.scratch_product import register
+from lutra.codegen.kernels.cpu.unpacked_linear import UnpackedKnobs, unpacked_linear
+from lutra.codegen.runtime.callbacks import scratch_rows
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat, dequantize
 
 FORMATS = [
@@ -17,25 +17,24 @@ FORMATS = [
 ]
 
 
+SMALL = UnpackedKnobs(scratch_bytes=1 << 16)
+"""A few chunks for small weights too."""
+
+
 @pytest.fixture(autouse=True)
-def small_scratch(monkeypatch):
-    """A few chunks for small weights too."""
-    monkeypatch.setattr(module, "SCRATCH_BYTES", 1 << 16)
-    unpacked_linear.cache_clear()
+def registered():
     register()
-    yield
-    unpacked_linear.cache_clear()
 
 
 @pytest.mark.parametrize("family", ["lookup", "dot"])
 @pytest.mark.parametrize("format", FORMATS, ids=WeightFormat.describe)
 @pytest.mark.parametrize(("n", "m"), [(300, 5), (64, 1), (7, 33), (128, 0)])
-def test_float32_products_are_those_of_the_dequantised_weight(random_weight, target, family, format, n, m):
+def test_float32_products_are_those_of_the_dequantised_weight(random_weight, isa, family, format, n, m):
     k = 256
     weight, x = random_weight(format, n, k), torch.randn(m, k)
-    layout = PackedLayout.create(family, format, n, k, target)
+    layout = PackedLayout.create(family, format, n, k, isa)
     function = tvm.compile(
-        unpacked_linear(layout, target, "float32", "float32", None, False), target=target.tvm_target()
+        unpacked_linear(layout, isa, "float32", "float32", None, False, SMALL), target=isa.tvm_target()
     )
     out = torch.full((m, n), 7.0)
     function["main"](x, *layout.pack(weight), out)
@@ -46,15 +45,15 @@ def test_float32_products_are_those_of_the_dequantised_weight(random_weight, tar
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("bias", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("residual", [False, True])
-def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, target, compute, bias, residual):
+def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, isa, compute, bias, residual):
     n, k, m = 200, 192, 20
     format = WeightFormat(4, 64)
     weight, x = random_weight(format, n, k), torch.randn(m, k).bfloat16()
-    layout = PackedLayout.create("dot", format, n, k, target)
+    layout = PackedLayout.create("dot", format, n, k, isa)
     extra = [torch.randn(n).to(getattr(torch, bias))] if bias else []
     extra += [torch.randn(m, n).bfloat16()] if residual else []
     function = tvm.compile(
-        unpacked_linear(layout, target, "bfloat16", compute, bias, residual), target=target.tvm_target()
+        unpacked_linear(layout, isa, "bfloat16", compute, bias, residual, SMALL), target=isa.tvm_target()
     )
     out = torch.full((m, n), 7.0, dtype=torch.bfloat16)
     function["main"](x.to(getattr(torch, compute)), *layout.pack(weight), *extra, out)
@@ -69,8 +68,7 @@ def test_bias_and_residual_are_added_with_one_rounding_each(random_weight, targe
         assert (difference == 0).float().mean() > 0.98
 
 
-def test_scratch_is_whole_blocks_and_bounded_where_it_can_be(monkeypatch):
-    monkeypatch.undo()
+def test_scratch_is_whole_blocks_and_bounded_where_it_can_be():
     assert scratch_rows(2048, 4) == 1024
     assert scratch_rows(8192, 4) == 256
     assert scratch_rows(1 << 20, 4) == 64

@@ -12,10 +12,10 @@ import torch
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..kernels.cpu.function import kernel
-from ..targets.cpu.host import host
-from . import memory
-from .parallel import compiled
+from ...targets.cpu import memory
+from ...targets.cpu.host import host
+from ...targets.cpu.launcher import compiled
+from .function import kernel
 
 _LANES, _STREAMS = 16, 4
 _PIECE = 1 << 17

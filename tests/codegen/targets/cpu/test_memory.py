@@ -5,7 +5,7 @@ import weakref
 
 import pytest
 import torch
-from lutra.codegen.runtime import memory
+from lutra.codegen.targets.cpu import memory
 
 
 @pytest.fixture(autouse=True)

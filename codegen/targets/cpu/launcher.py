@@ -1,9 +1,8 @@
 """One thread pool for torch and for compiled kernels: parallel loops of a loaded library run on torch's OpenMP.
 
 A library that TVM exported calls its parallel loops through a pointer of its own, `__TVMBackendParallelLaunch`, which
-TVM sets to its
-own pool when it loads the library. Here the pointer is set to a few lines of C over OpenMP instead, built once with
-the system's compiler. Without a compiler TVM's pool stays in use: slower beside torch, never wrong.
+TVM sets to its own pool when it loads the library. Here the pointer is set to a few lines of C over OpenMP instead,
+built once with the system's compiler. Without a compiler TVM's pool stays in use: slower beside torch, never wrong.
 """
 
 import ctypes
@@ -23,17 +22,24 @@ import tvm
 from tvm import tirx
 from tvm.support.cc import get_cc
 
-from ..cache.executables import ExecutableCache, Key
+from ...cache.executables import ExecutableCache, Key
 
 logger = logging.getLogger("lutra")
 _POINTER = "__TVMBackendParallelLaunch"
 
 
-def load_library(path: Path, launcher_cache: ExecutableCache) -> Any:
-    """The TVM module at `path`, its parallel loops on torch's pool; the launcher is kept in `launcher_cache`."""
-    module = tvm.runtime.load_module(str(path))
-    use_torch_threads(path, launcher_cache)
-    return module
+class OpenMp:
+    """Parallel loops of what is loaded run on torch's pool."""
+
+    def export(self, library: Any, path: Path) -> None:
+        """Link `library`, which TVM compiled, as `path`; what is made on the way stays beside it."""
+        library.export_library(str(path), workspace_dir=str(path.parent))
+
+    def load(self, path: Path, cache: ExecutableCache) -> Any:
+        """The TVM module at `path`; the launcher is kept in `cache`."""
+        module = tvm.runtime.load_module(str(path))
+        use_torch_threads(path, cache)
+        return module
 
 
 def use_torch_threads(library: Path, launcher_cache: ExecutableCache) -> bool:
@@ -54,19 +60,15 @@ def compiled(function: tirx.PrimFunc, target: tvm.target.Target) -> Any:
     store = ExecutableCache(None)
     key = Key({"kernel": function.script(), "target": str(target)})
     library = tvm.compile(function, target=target)
-    entry = store.add(key, {}, partial(export_library, library), partial(load_library, launcher_cache=store))
+    launcher = OpenMp()
+    entry = store.add(key, {}, partial(launcher.export, library), partial(launcher.load, cache=store))
     return entry.library["main"]
-
-
-def export_library(library: Any, path: Path) -> None:
-    """Link `library`, which TVM compiled, as `path`; what is made on the way stays beside it."""
-    library.export_library(str(path), workspace_dir=str(path.parent))
 
 
 @cache
 def _launcher(folder: Path | None) -> ctypes.CDLL | None:
     """The launcher, from the cache in `folder` or built now."""
-    source = resources.files(__package__ or __name__).joinpath("parallel.c").read_bytes()
+    source = resources.files(__package__ or __name__).joinpath("launcher.c").read_bytes()
     store = ExecutableCache(folder)
     key = Key({"launcher": hashlib.sha256(source).hexdigest(), "machine": platform.machine()})
 
@@ -92,7 +94,7 @@ def _compile(source: bytes, target: Path) -> None:
     _, compiler = compilers()
     if compiler is None:
         raise OSError("no C compiler (gcc, cc or clang) is on the PATH")
-    code = target.with_name("parallel.c")
+    code = target.with_name("launcher.c")
     code.write_bytes(source)
     command = [compiler, "-O2", "-fopenmp", "-shared", "-fPIC", "-o", str(target), str(code)]
     # Its temporary files beside the others: TMPDIR may be full.
