@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..ir.rewriting import (
     GroupedLinearOp,
     LinearActivations,
@@ -26,6 +24,7 @@ from ..ir.rewriting import (
     static_shape,
     tensor_type,
 )
+from ..ir.weights.derivations import StackedRows
 from ..ir.weights.formats import WeightFormat
 from ..ir.weights.store import ParameterStore
 from .left_alone import parameter_path
@@ -66,7 +65,7 @@ class Stack:
 
     def derive(self, store: ParameterStore) -> str:
         """Make the matrix of rows known to `store`; its symbol."""
-        return store.derive(self.rows_symbol, [self.symbol], _rows_of_transposed if self.transposed else _rows)
+        return store.derive(self.rows_symbol, [self.symbol], StackedRows(self.transposed))
 
 
 def stacks(operations: Any) -> Iterator[tuple[Any, Stack]]:
@@ -112,11 +111,3 @@ def take_stack(
     if form is not None:
         set_activations(new, form)
     rewriter.replace_op(op, new.operation)
-
-
-def _rows(stack: torch.Tensor) -> torch.Tensor:
-    return stack.flatten(0, 1)
-
-
-def _rows_of_transposed(stack: torch.Tensor) -> torch.Tensor:
-    return stack.transpose(1, 2).flatten(0, 1)

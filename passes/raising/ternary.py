@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ...ir.errors import QuantizationError
+from ...ir.patterns import Pattern
 from ...ir.rewriting import (
     LinearOp,
     ParamOp,
-    Pattern,
     build,
     build_torch,
     constant,
@@ -75,16 +75,22 @@ class _Constant:
         return self.expression(*values).abs().amax().float()
 
 
-def ternary_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
-    """The pattern; `store` receives the ternary weights."""
+@dataclass(frozen=True)
+class TernaryLinear(Pattern):
+    """`linear(whole numbers (/ scale), ternary weight)` -> integer sums, scaled.
 
-    def fuse_ternary(op: Any, rewriter: Any) -> bool:
-        """`linear(whole numbers (/ scale), ternary weight)` -> integer sums, scaled."""
+    store: receives the ternary weights."""
+
+    roots = ("torch.aten.linear",)
+
+    store: ParameterStore
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
         x, weight, bias = op.operation.operands
         found = _whole_numbers(x)
         if found is None or len(shape_of(weight) or ()) != 2:
             return False
-        name = _ternary_name(store, weight)
+        name = _ternary_name(self.store, weight)
         if name is None:
             return False
         q, scale = found
@@ -108,8 +114,6 @@ def ternary_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
             result = build_torch("aten.add.Tensor", rewriter, op, [result, bias, 1], out.type)
         rewriter.replace_op(op, result.owner)
         return True
-
-    return {"torch.aten.linear": [fuse_ternary]}
 
 
 def _whole_numbers(x: Any) -> tuple[Any, Any] | None:

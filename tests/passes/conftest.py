@@ -82,7 +82,8 @@ def make_model() -> Callable[..., nn.Module]:
 
 
 class Interpreted:
-    """A backend: capture, the passes of `entries`, interpretation. Keeps graphs, reports and the last arguments."""
+    """A backend: capture, the passes of `entries`, interpretation. Keeps graphs, the last arguments and the reports of
+    all entries; `raised`: the last of what is recognised before them."""
 
     def __init__(self, *entries: Any, facts: dict[str, int] | None = None) -> None:
         recipe = {"lutra": 1, "name": "test", "passes": list(entries)}
@@ -91,6 +92,7 @@ class Interpreted:
         self.store = ParameterStore()
         self.graphs: list[Graph] = []
         self.reports: list[PassReport] = []
+        self.raised = PassReport("raise")
         self.arguments: list[Any] = []
 
     @property
@@ -103,7 +105,8 @@ class Interpreted:
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, functional: torch.fx.GraphModule) -> Callable[..., Any]:
-        self.reports += run_passes(graph, self.steps, self.facts)
+        self.raised, *reports = run_passes(graph, self.steps, self.facts)
+        self.reports += reports
         self.graphs.append(graph)
 
         def run(arguments: list[Any]) -> list[Any]:
@@ -125,7 +128,8 @@ class Interpreted:
         """Run more passes on the graph."""
         recipe = {"lutra": 1, "name": "more", "passes": list(entries)}
         steps = load_recipe(recipe, available_passes()).steps
-        return run_passes(self.graph, steps, self.facts, calibration=calibration, strict=strict)
+        self.raised, *reports = run_passes(self.graph, steps, self.facts, calibration=calibration, strict=strict)
+        return reports
 
     def counts(self) -> Counter[str]:
         """Operations of the graph by name, without `torch.` and `lutra.`; constants and parameters left out."""
