@@ -54,7 +54,7 @@ class Break:
                 op.operation.operands[1] = op.operation.operands[0]
 
 
-PASSES = available_passes() | {cls.name: cls for cls in (Offer, DecodeOnly, Break)}
+PASSES = {**available_passes(), **{cls.name: cls for cls in (Offer, DecodeOnly, Break)}}
 
 
 def steps(*entries: Any) -> Any:

@@ -88,7 +88,7 @@ def _whole_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe.get("extends") is not None:  # it would be read from wherever that points to
         raise ValueError("a packed recipe is whole: it extends no other")
     try:
-        load_recipe(recipe, available_passes())
+        load_recipe(recipe, available_passes(imports=False))
     except (LutraError, RecursionError, ValueError) as error:
         raise ValueError(str(error)) from None
     return recipe
