@@ -81,6 +81,9 @@ def _form(store: ParameterStore, symbol: str) -> tuple[str, WeightFormat] | None
         format_ = store.given(symbol)().format
         store.choices[key] = f"{symbol}@{format_.describe()}-given", format_
     name, format_ = store.choices[key]
-    gone = Unavailable(f"parameter {symbol!r} came quantised, and its codes are in packed form alone: load it anew")
-    store.derive(name, (), store.given(symbol) if store.is_given(symbol) else gone)
+    if store.is_given(symbol):
+        store.derive(name, (), store.given(symbol))
+    else:  # a packed model's, which has its bytes alone
+        why = f"parameter {symbol!r} came quantised and cannot be given other values: load it anew"
+        store.derive(name, [symbol], Unavailable(why))
     return name, format_

@@ -8,7 +8,14 @@ from .products import NAMES, with_operands
 
 
 class Residual(Pattern):
-    """`add(x, linear(...))` over equal shapes -> `linear(..., residual = x)`. Integer sums are scaled first."""
+    """`add(x, linear(...))` over equal shapes -> `linear(..., residual = x)`. Integer sums are scaled first.
+
+    @w: f32[8,8]
+    %y = lutra.linear(%x, @w)
+    %r = aten.add.Tensor(%h, %y, 1)
+    =>
+    %r = lutra.linear(%x, @w, residual = %h)
+    """
 
     roots = ("torch.aten.add.Tensor",)
 

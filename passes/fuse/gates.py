@@ -8,7 +8,15 @@ from ..matching import section_of, sizes
 
 
 class MergedGate(Pattern):
-    """`gated_mlp(m[..., :F], m[..., F:])` -> `gated_mlp(m)` when m is exactly gate and up."""
+    """`gated_mlp(m[..., :F], m[..., F:])` -> `gated_mlp(m)` when m is exactly gate and up.
+
+    %m: f32[2,3,16]
+    %gate = lutra.split(%m) {start = 0 : i64} : f32[2,3,8]
+    %up = lutra.split(%m) {start = 8 : i64} : f32[2,3,8]
+    %r = lutra.gated_mlp(%gate, up = %up) {activation = "silu"}
+    =>
+    %r = lutra.gated_mlp(%m) {activation = "silu"} : f32[2,3,8]
+    """
 
     roots = ("lutra.gated_mlp",)
 

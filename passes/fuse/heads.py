@@ -8,7 +8,15 @@ from ..matching import dimension, sizes
 
 
 class MergeHeads(Pattern):
-    """`view(transpose(attention, 1, 2), [B, S, H * D])` -> `lutra.attention` with `merge_heads`."""
+    """`view(transpose(attention, 1, 2), [B, S, H * D])` -> `lutra.attention` with `merge_heads`.
+
+    %q: f32[2,4,3,8], %k: f32[2,4,3,8], %v: f32[2,4,3,8]
+    %a = lutra.attention(%q, %k, %v) {causal = 0 : i64, merge_heads = 0 : i64, scale = 0.5 : f64}
+    %t = aten.transpose.int(%a, 1, 2) : f32[2,3,4,8]
+    %r = aten.view(%t, [2, 3, 32]) : f32[2,3,32]
+    =>
+    %r = lutra.attention(%q, %k, %v) {causal = 0 : i64, merge_heads = 1 : i64, scale = 0.5 : f64} : f32[2,3,32]
+    """
 
     roots = tuple(f"torch.aten.{view}" for view in ("view", "_unsafe_view", "reshape"))
 

@@ -32,7 +32,18 @@ class MergeLinears(Pattern):
     """All linears like the first that reads an input -> one linear over their stacked weights, a `lutra.split` each.
 
     Alike are those of one format (or dtype) and number of columns that all have a bias or none: scales belong to rows,
-    so that the stacked weight is the rows of its parts, unchanged. store: receives it."""
+    so that the stacked weight is the rows of its parts, unchanged. store: receives it.
+
+        @m.a.weight: f32[8,8], @m.b.weight: f32[16,8], @m.{a,b}.weight: f32[24,8]
+        %a = lutra.linear(%x, @m.a.weight)
+        %b = lutra.linear(%x, @m.b.weight) : f32[2,3,16]
+        %r = aten.cat([%a, %b], -1) : f32[2,3,24]
+        =>
+        %y = lutra.linear(%x, @m.{a,b}.weight) : f32[2,3,24]
+        %a = lutra.split(%y) {start = 0 : i64} : f32[2,3,8]
+        %b = lutra.split(%y) {start = 8 : i64} : f32[2,3,16]
+        %r = aten.cat([%a, %b], -1) : f32[2,3,24]
+    """
 
     roots = NAMES
 

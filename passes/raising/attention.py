@@ -47,7 +47,13 @@ def _can_attend(q: Any, k: Any, v: Any) -> bool:
 
 
 class Attention(Pattern):
-    """`aten.scaled_dot_product_attention` -> `lutra.attention`."""
+    """`aten.scaled_dot_product_attention` -> `lutra.attention`.
+
+    %q: f32[2,4,3,8], %k: f32[2,2,3,8], %v: f32[2,2,3,8]
+    %r = aten.scaled_dot_product_attention(%q, %k, %v, none, 0.0, true, 0.5, true)
+    =>
+    %r = lutra.attention(%q, %k, %v) {causal = 1 : i64, merge_heads = 0 : i64, scale = 0.5 : f64}
+    """
 
     roots = ("torch.aten.scaled_dot_product_attention",)
 
@@ -72,7 +78,13 @@ class Attention(Pattern):
 
 
 class KvUpdate(Pattern):
-    """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`."""
+    """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`.
+
+    %cache: f32[2,4,16,8], %new: f32[2,4,3,8], %places: si64[3]
+    %r = aten.index_copy(%cache, 2, %places, %new)
+    =>
+    %r = lutra.kv_update(%cache, %new, %places)
+    """
 
     roots = ("torch.operator",)  # `index_copy` is not in the torch dialect
 

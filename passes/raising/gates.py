@@ -21,7 +21,13 @@ def _activation(value: Any) -> tuple[str, Any] | None:
 
 
 class Gate(Pattern):
-    """`mul(act(gate), up)` over equal shapes -> `lutra.gated_mlp(gate, up)`."""
+    """`mul(act(gate), up)` over equal shapes -> `lutra.gated_mlp(gate, up)`.
+
+    %a = aten.silu(%gate)
+    %r = aten.mul.Tensor(%a, %up)
+    =>
+    %r = lutra.gated_mlp(%gate, up = %up) {activation = "silu"}
+    """
 
     roots = ("torch.aten.mul.Tensor",)
 

@@ -14,7 +14,13 @@ _COPIES = ("alias", "detach", "clone", "contiguous", "_to_copy", "expand", "lift
 
 
 class Identity(Pattern):
-    """`op(x, ...)` with the type of x -> x, except a result of the graph: it must not alias an argument."""
+    """`op(x, ...)` with the type of x -> x, except a result of the graph: it must not alias an argument.
+
+    %a = aten.clone(%x, 0)
+    %r = aten.relu(%a)
+    =>
+    %r = aten.relu(%x)
+    """
 
     roots = (*(f"torch.aten.{name}" for name in _COPIES), *_VIEWS)
 
@@ -37,7 +43,13 @@ def _dropped(op: Any, rewriter: Any) -> bool:
 
 
 class NeutralScalar(Pattern):
-    """`x * 1`, `x / 1`, `x - 0`, and `x + 0` of integers with Python scalars -> x: of floats, -0 + 0 is 0."""
+    """`x * 1`, `x / 1`, `x - 0`, and `x + 0` of integers with Python scalars -> x: of floats, -0 + 0 is 0.
+
+    %a = aten.mul.Scalar(%x, 1)
+    %r = aten.relu(%a)
+    =>
+    %r = aten.relu(%x)
+    """
 
     roots = tuple(f"torch.aten.{name}.Scalar" for name in ("add", "sub", "mul", "div"))
 
@@ -61,7 +73,13 @@ def _adds_zero(name: str, scalar: float) -> bool:
 
 
 class NoDropout(Pattern):
-    """`dropout(x, p, train)` that is off -> x."""
+    """`dropout(x, p, train)` that is off -> x.
+
+    %a = aten.dropout(%x, 0.1, false)
+    %r = aten.relu(%a)
+    =>
+    %r = aten.relu(%x)
+    """
 
     roots = ("torch.aten.dropout",)
 

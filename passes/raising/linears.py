@@ -21,7 +21,13 @@ from ..matching import sizes
 
 
 class Linear(Pattern):
-    """`aten.linear(x, weight, bias)` -> `lutra.linear`, for weights that are parameters."""
+    """`aten.linear(x, weight, bias)` -> `lutra.linear`, for weights that are parameters.
+
+    @w: f32[16,8], @b: f32[16]
+    %r = aten.linear(%x, @w, @b) : f32[2,3,16]
+    =>
+    %r = lutra.linear(%x, @w, bias = @b) : f32[2,3,16]
+    """
 
     roots = ("torch.aten.linear",)
 
@@ -37,7 +43,13 @@ class Linear(Pattern):
 
 @dataclass(frozen=True)
 class Addmm(Pattern):
-    """`aten.addmm(bias, x, W [K, N])` -> `lutra.linear(x, W^T, bias)` (GPT-2's Conv1D); `store` receives W^T."""
+    """`aten.addmm(bias, x, W [K, N])` -> `lutra.linear(x, W^T, bias)` (GPT-2's Conv1D); `store` receives W^T.
+
+    %x: f32[6,8], @w: f32[8,16], @w.T: f32[16,8], @b: f32[16]
+    %r = aten.addmm(@b, %x, @w, 1, 1) : f32[6,16]
+    =>
+    %r = lutra.linear(%x, @w.T, bias = @b) : f32[6,16]
+    """
 
     roots = ("torch.aten.addmm",)
 
@@ -58,7 +70,13 @@ class Addmm(Pattern):
 @dataclass(frozen=True)
 class Matmul(Pattern):
     """`aten.mm` or `aten.matmul` with a parameter `W [K, N]` on the right -> `lutra.linear(x, W^T)`; `store` receives
-    W^T."""
+    W^T.
+
+        @w: f32[8,16], @w.T: f32[16,8]
+        %r = aten.matmul(%x, @w) : f32[2,3,16]
+        =>
+        %r = lutra.linear(%x, @w.T) : f32[2,3,16]
+    """
 
     roots = ("torch.aten.mm", "torch.aten.matmul")
 

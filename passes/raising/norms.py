@@ -87,7 +87,18 @@ def _weighs(weight: Any, x: Any) -> bool:
 class RmsNorm(Pattern):
     """`weight * normalised x`, which is rounded first where x was widened, -> `lutra.rms_norm`.
 
-    store: receives weights that are computed from parameters (Gemma's `1 + w`)."""
+    store: receives weights that are computed from parameters (Gemma's `1 + w`).
+
+        @w: f32[8]
+        %square = aten.pow.Tensor_Scalar(%x, 2)
+        %mean = aten.mean.dim(%square, [-1], true, none) : f32[2,3,1]
+        %shifted = aten.add.Scalar(%mean, 0.5, 1)
+        %scale = aten.rsqrt(%shifted)
+        %normal = aten.mul.Tensor(%x, %scale)
+        %r = aten.mul.Tensor(@w, %normal) : f32[2,3,8]
+        =>
+        %r = lutra.rms_norm(%x, @w) {eps = 0.5 : f64, round_before_weight = 1 : i64}
+    """
 
     roots = ("torch.aten.mul.Tensor",)
 
@@ -124,7 +135,15 @@ def _as_parameter(store: ParameterStore, op: Any, rewriter: Any, value: Any) -> 
 
 
 class RoundingAfterWeight(Pattern):
-    """`to(rms_norm(to(x, float32), weight), dtype of x)` -> `lutra.rms_norm` of x, rounded once."""
+    """`to(rms_norm(to(x, float32), weight), dtype of x)` -> `lutra.rms_norm` of x, rounded once.
+
+    %x: bf16[2,3,8], @w: f32[8]
+    %wide = prims.convert_element_type(%x, 6) : f32[2,3,8]
+    %y = lutra.rms_norm(%wide, @w) {eps = 0.5 : f64, round_before_weight = 1 : i64}
+    %r = aten._to_copy(%y, 15, none, none, none, false, none) : bf16[2,3,8]
+    =>
+    %r = lutra.rms_norm(%x, @w) {eps = 0.5 : f64, round_before_weight = 0 : i64}
+    """
 
     roots = ("torch.aten._to_copy",)
 
@@ -142,7 +161,13 @@ class RoundingAfterWeight(Pattern):
 
 
 class CompositeRmsNorm(Pattern):
-    """`aten.rms_norm(x, [K], weight, eps)` -> `lutra.rms_norm`."""
+    """`aten.rms_norm(x, [K], weight, eps)` -> `lutra.rms_norm`.
+
+    @w: f32[8]
+    %r = aten.rms_norm(%x, [8], @w, 0.5)
+    =>
+    %r = lutra.rms_norm(%x, @w) {eps = 0.5 : f64, round_before_weight = 0 : i64}
+    """
 
     roots = ("torch.aten.rms_norm",)
 
@@ -157,7 +182,13 @@ class CompositeRmsNorm(Pattern):
 
 
 class LayerNorm(Pattern):
-    """`aten.layer_norm(x, [K], weight, bias, eps)` -> `lutra.layer_norm`."""
+    """`aten.layer_norm(x, [K], weight, bias, eps)` -> `lutra.layer_norm`.
+
+    @w: f32[8], @b: f32[8]
+    %r = aten.layer_norm(%x, [8], @w, @b, 0.5, true)
+    =>
+    %r = lutra.layer_norm(%x, @w, bias = @b) {eps = 0.5 : f64}
+    """
 
     roots = ("torch.aten.layer_norm",)
 

@@ -104,7 +104,21 @@ def _replace(op: Any, rewriter: Any, x: Any, tables: tuple[Any, Any], pairs: str
 
 
 class Rope(Pattern):
-    """`x * cos + turned(x) * sin` over tables `[B, 1, S, D]` -> `lutra.rope`."""
+    """`x * cos + turned(x) * sin` over tables `[B, 1, S, D]` -> `lutra.rope`.
+
+    %x: f32[2,4,3,8], %cos: f32[1,3,8], %sin: f32[1,3,8]
+    %c = aten.unsqueeze(%cos, 1) : f32[1,1,3,8]
+    %s = aten.unsqueeze(%sin, 1) : f32[1,1,3,8]
+    %low = aten.slice.Tensor(%x, 3, 0, 4, 1) : f32[2,4,3,4]
+    %high = aten.slice.Tensor(%x, 3, 4, 8, 1) : f32[2,4,3,4]
+    %minus = aten.neg(%high)
+    %turned = aten.cat([%minus, %low], -1) : f32[2,4,3,8]
+    %straight = aten.mul.Tensor(%x, %c)
+    %crossed = aten.mul.Tensor(%turned, %s)
+    %r = aten.add.Tensor(%straight, %crossed, 1)
+    =>
+    %r = lutra.rope(%x, %cos, %sin) {pairs = "halves"}
+    """
 
     roots = ("torch.aten.add.Tensor",)
 
@@ -137,7 +151,25 @@ class Rope(Pattern):
 
 
 class SplitRope(Pattern):
-    """`cat((a * c - b * s, b * c + a * s), -1)` over tables `[B, 1, S, D/2]` -> `lutra.rope`."""
+    """`cat((a * c - b * s, b * c + a * s), -1)` over tables `[B, 1, S, D/2]` -> `lutra.rope`.
+
+    %x: f32[2,4,3,8], %cos: f32[1,3,4], %sin: f32[1,3,4]
+    %c = aten.unsqueeze(%cos, 1) : f32[1,1,3,4]
+    %s = aten.unsqueeze(%sin, 1) : f32[1,1,3,4]
+    %a = aten.slice.Tensor(%x, 3, 0, 4, 1) : f32[2,4,3,4]
+    %b = aten.slice.Tensor(%x, 3, 4, 8, 1) : f32[2,4,3,4]
+    %ac = aten.mul.Tensor(%a, %c)
+    %bs = aten.mul.Tensor(%b, %s)
+    %bc = aten.mul.Tensor(%b, %c)
+    %as = aten.mul.Tensor(%a, %s)
+    %minus = aten.sub.Tensor(%ac, %bs, 1)
+    %plus = aten.add.Tensor(%bc, %as, 1)
+    %r = aten.cat([%minus, %plus], -1) : f32[2,4,3,8]
+    =>
+    %s2 = aten.cat([%sin, %sin], -1) : f32[1,3,8]
+    %c2 = aten.cat([%cos, %cos], -1) : f32[1,3,8]
+    %r = lutra.rope(%x, %c2, %s2) {pairs = "halves"}
+    """
 
     roots = ("torch.aten.cat",)
 

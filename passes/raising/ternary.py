@@ -152,19 +152,20 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
     if expression is None or static_shape(weight)[1] > MOST_COLUMNS:
         return None
     key = "fuse-ternary", expression.name
-    if key in store.choices:  # an earlier graph's; the values may be gone
-        return store.choices[key][0]
-    if any(store.original(source) is None for source in expression.sources):
-        return None
-    values = expression(*(store.tensor(source) for source in expression.sources))
-    largest = values.abs().amax()
-    if not values.is_floating_point() or not torch.equal(values, values.sign() * largest):
-        return None
-    name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
-    if name in store:
-        name = expression.name + name[len(expression.sources[0]) :]
-    store.derive(name, expression.sources, _Ternary(expression, bool(largest == 1)))
-    if largest != 1:
+    if key not in store.choices:
+        if any(store.original(source) is None for source in expression.sources):
+            return None
+        values = expression(*(store.tensor(source) for source in expression.sources))
+        largest = values.abs().amax()
+        if not values.is_floating_point() or not torch.equal(values, values.sign() * largest):
+            return None
+        name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
+        if name in store:
+            name = expression.name + name[len(expression.sources[0]) :]
+        store.choices[key] = name, FORMAT
+    name, _ = store.choices[key]  # an earlier graph's, or a packed model's: the values may be gone
+    unit = not name.endswith(_SCALED)
+    store.derive(name, expression.sources, _Ternary(expression, unit))
+    if not unit:
         store.derive(f"{name}-constant", expression.sources, _Constant(expression))
-    store.choices[key] = name, FORMAT
     return name

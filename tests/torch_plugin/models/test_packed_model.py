@@ -175,6 +175,17 @@ def test_any_module_is_packed_and_loaded_into_one_of_its_structure(tmp_path: Pat
     assert torch.equal(other.unused, model.unused)
 
 
+def test_new_values_of_a_loaded_weight_are_packed_anew(tmp_path: Path):
+    model, x, _ = packed_pair(tmp_path)
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", Pair(), {"cache_dir": tmp_path / "cache"})
+    with torch.no_grad():
+        loaded(x)
+        model.a.weight.data = torch.randn(96, 64)
+        loaded.a.weight.data = model.a.weight.data.clone()
+        assert torch.equal(loaded(x), model(x))
+
+
 def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(PackedModelError, match=r"holds no packed model .lutra.json is missing."):
         lutra.load(tmp_path)
