@@ -153,11 +153,14 @@ class QuantizeWeights:
             suffix += f"-{context.calibration.fingerprint}"
         for symbol, bits in self._widths(store, context, new).items():
             format = self.format(bits).fitting(layers[symbol].columns)
-            store.choices[rule, symbol] = f"{symbol}@{format.describe()}{suffix}", format
+            name = f"{symbol}@{format.describe()}{suffix}"
+            if store.derivation(name) is None:
+                store.derive(name, [symbol], self._rule(store, context, symbol, layers[symbol], format))
+            store.choices[rule, symbol] = name, format
         choices = {symbol: store.choices[rule, symbol] for symbol in layers}
         for symbol, (name, format) in choices.items():
             if store.derivation(name) is None:  # a packed model brings choices, and bytes, alone
-                known = self.method != "gptq" or context.calibration is not None or symbol in new
+                known = self.method != "gptq" or context.calibration is not None
                 derivation = self._rule(store, context, symbol, layers[symbol], format) if known else _gone(symbol)
                 store.derive(name, [symbol], derivation)
         return choices
