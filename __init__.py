@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what `_EXPORTS` loads, for type checkers
     from .ir.errors import LutraError
     from .passes.calibration import calibrate
+    from .passes.registry import register_pass
     from .recipes.loading import load_recipe
     from .recipes.schema import Recipe
     from .torch_plugin.inspect.profiling import profile
@@ -33,6 +34,7 @@ _EXPORTS = {
     "load_recipe": ".recipes.loading",
     "pack": ".torch_plugin.models.packed_model",
     "profile": ".torch_plugin.inspect.profiling",
+    "register_pass": ".passes.registry",
     "report": ".torch_plugin.inspect.report",
     "verify": ".torch_plugin.models.packed_model",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "load_recipe",
     "pack",
     "profile",
+    "register_pass",
     "report",
     "verify",
 ]

@@ -33,7 +33,7 @@ def recipes(
 @app.command()
 def passes() -> None:
     """List the passes that a recipe can name, and what each of their parameters means, with its default."""
-    for name, cls in sorted(available_passes().items()):
+    for name, cls in sorted(available_passes().loaded().items()):
         summary, meanings = explained(cls)
         print(f"{name} ({cls.kind})")
         print_indented(summary, 2)

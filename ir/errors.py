@@ -21,6 +21,10 @@ class RecipeError(Mistake):
     """A recipe is missing, does not parse, or names a pass, key or parameter that does not exist."""
 
 
+class PassError(Mistake):
+    """A class is no pass, a pass cannot be loaded, or its name is taken."""
+
+
 class SelectorError(Mistake):
     """A selector matches nothing, or cannot be parsed."""
 

@@ -1,14 +1,11 @@
-"""What passes need from MLIR: a pattern driver, matchers for constants, and builders for `lutra` operations.
-
-A pattern is a function `(op, rewriter) -> bool` that returns True when it rewrote. Handles of operations and values
-must not outlive the pattern call: keep names, not handles.
+"""What passes need from MLIR: matchers for constants, and builders for `lutra` operations (patterns: `patterns.py`).
 
 An operation made from several modules' operations (q/k/v in one linear) carries all their paths in `lutra.path`,
 joined with "|", in the order of its parts.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -16,7 +13,6 @@ import torch
 from torch_mlir import ir
 from torch_mlir.extras.fx_importer import TORCH_DTYPE_TO_INT
 from torch_mlir.passmanager import PassManager
-from torch_mlir.rewrite import GreedyRewriteConfig, RewritePatternSet, apply_patterns_and_fold_greedily
 
 from .errors import LutraError
 from .graph import Graph
@@ -31,27 +27,7 @@ ACTIVATIONS_ATTRIBUTE = "lutra.activations"
 LinearActivations = Literal["float", "integers"]
 """`float`: the input is read as it is. `integers`: it holds whole numbers from -128 to 127, and sums are exact."""
 
-Pattern = Callable[[Any, Any], bool]
 Value = Any
-
-
-def apply_patterns(graph: Graph, patterns: Mapping[str, Sequence[Pattern]], report: Callable[[str], None]) -> None:
-    """Apply `patterns` (by operation name) greedily to a fixed point; `report(pattern name)` is called per rewrite."""
-    with graph.module.context:
-        patterns_set = RewritePatternSet()
-        for name, functions in patterns.items():
-            for function in functions:
-
-                def adapter(op: Any, rewriter: Any, function: Pattern = function) -> bool:
-                    changed = function(op, rewriter)
-                    if changed:
-                        report(function.__name__.lstrip("_"))
-                    return not changed  # the driver's convention: true means "no match"
-
-                patterns_set.add(name, adapter)
-        config = GreedyRewriteConfig()
-        config.enable_folding = False  # see `clean_up`
-        apply_patterns_and_fold_greedily(graph.module, patterns_set.freeze(), config)
 
 
 def clean_up(module: Any) -> None:

@@ -60,7 +60,7 @@ class PassContext:
 
 
 class Pass(Protocol):
-    """A rewrite of one graph.
+    """A rewrite of one graph, whose operations are named (`lutra.linear`, `lutra.attention`, ...) and not merged yet.
 
     Invariants: the module verifies before and after; running twice changes nothing more;
     only what the selector takes is touched; at its neutral setting the output is identical.

@@ -4,22 +4,21 @@
 %y = lutra.linear(%x, %w)                        =>    %y = lutra.linear(%x, %w)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
-
 from ..ir.graph import Graph, Phase
 from ..ir.ops import LinearOp, quantized_format
-from ..ir.rewriting import apply_patterns, parameter_symbol, paths, static_shape
+from ..ir.patterns import Pattern, apply_patterns
+from ..ir.rewriting import parameter_symbol, paths, static_shape
 from ..ir.selection import Candidate
-from ..ir.weights.formats import QuantizedWeight, WeightFormat
+from ..ir.weights.derivations import Unavailable
+from ..ir.weights.formats import WeightFormat
 from ..ir.weights.store import ParameterStore
 from .base import ALL_PHASES, Kind, PassContext, PassReport
-from .fuse.linears import linear_patterns
 from .left_alone import report_left_alone
-from .quantized_linears import take_weight, unmerge
+from .quantized_linears import take_weight
 
 _RULE = "given-weights"
 
@@ -39,65 +38,53 @@ class GivenWeights:
 
     def run(self, graph: Graph, context: PassContext) -> None:
         """Replace every selected weight that the store was given codes for."""
-        store = graph.store
-        apply_patterns(graph, linear_patterns(store), context.report.count)  # for recipes without `fuse`
-        offered = [
-            Candidate(path, "linear", static_shape(op.weight))
-            for op in graph.operations
-            if isinstance(op, LinearOp) and quantized_format(op.weight.type) is None
-            for path, part in _parts(store, op)
-            if _form(store, parameter_symbol(op.weight)) or _form(store, part)
-        ]
-        chosen = {c.path for c in context.select(offered)} if offered else set()
-
-        def split_merged(op: Any, rewriter: Any) -> bool:
-            """A merged linear whose parts came in one format stays merged."""
-            own = set(paths(op))
-            if own <= chosen and _form(store, parameter_symbol(op.weight)) is None:
-                return unmerge(graph, op, rewriter, set(paths(op)[:1]))
-            return unmerge(graph, op, rewriter, chosen)
-
-        def take_given(op: Any, rewriter: Any) -> bool:
-            found = _form(store, parameter_symbol(op.weight)) if set(paths(op) or ("",)) <= chosen else None
-            if found is None or quantized_format(op.weight.type) is not None:
-                return False
-            take_weight(op, rewriter, *found, self.activations)
-            return True
-
-        for pattern in (split_merged, take_given):
-            apply_patterns(graph, {"lutra.linear": [pattern]}, context.report.count)
+        forms: dict[str, tuple[str, WeightFormat]] = {}
+        offered: dict[str, Candidate] = {}
+        for op in graph.operations:
+            if isinstance(op, LinearOp) and quantized_format(op.weight.type) is None:
+                symbol = parameter_symbol(op.weight)
+                if symbol is not None and (form := _form(graph.store, symbol)) is not None:
+                    forms[symbol] = form
+                    offered |= {path: Candidate(path, "linear", static_shape(op.weight)) for path in paths(op) or ("",)}
+        chosen = frozenset(c.path for c in context.select(list(offered.values()))) if offered else frozenset()
+        apply_patterns(graph, GivenLinear(forms, chosen, self.activations), context.report.count)
 
     def review(self, graph: Graph, report: PassReport) -> None:
         """List the weights that stay in floating point."""
         report_left_alone(graph, report, "it did not come quantised, or the selector does not take it")
 
 
-def _parts(store: ParameterStore, op: Any) -> Iterable[tuple[str, str]]:
-    """Module path and weight of each linear that `op` was made from; none when its weight is no parameter."""
-    symbol = parameter_symbol(op.weight)
-    parts = store.parts(symbol) or ((symbol,) if symbol is not None else ())
-    return zip(paths(op) or ("",), parts, strict=False)
+@dataclass(frozen=True)
+class GivenLinear(Pattern):
+    """`linear(x, weight)` of the modules `chosen` -> `linear(x, codes)`; forms: name and format of them, by weight."""
+
+    roots = ("lutra.linear",)
+
+    forms: Mapping[str, tuple[str, WeightFormat]]
+    chosen: frozenset[str]
+    activations: Literal["int8", "float"]
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        found = self.forms.get(parameter_symbol(op.weight) or "")
+        if found is None or quantized_format(op.weight.type) is not None or not set(paths(op) or ("",)) <= self.chosen:
+            return False
+        take_weight(op, rewriter, *found, self.activations)
+        return True
 
 
-def _form(store: ParameterStore, symbol: str | None) -> tuple[str, WeightFormat] | None:
-    """Name and format of the quantised `symbol`; None when it, or one of its parts, did not come quantised, or when
-    its parts came in several formats. Decided once: the values are read for it."""
-    if symbol is None or (_RULE, symbol) in store.choices:
-        return store.choices.get((_RULE, symbol or ""))
-    parts = store.parts(symbol) or (symbol,)
-    if not all(store.is_given(part) for part in parts):
-        return None
-    formats = {store.given(part).format for part in parts}
-    if len(formats) > 1:
-        return None
-    (format_,) = formats
-    name = f"{symbol}@{format_.describe()}-given"
-    store.derive(name, (), lambda: _stacked([store.given(part) for part in parts]))
-    store.choices[_RULE, symbol] = name, format_
+def _form(store: ParameterStore, symbol: str) -> tuple[str, WeightFormat] | None:
+    """Name and format of the codes that `symbol` came with; None when it came without. Decided once: the codes are
+    read for it."""
+    key = _RULE, symbol
+    if key not in store.choices:
+        if not store.is_given(symbol):
+            return None
+        format_ = store.given(symbol)().format
+        store.choices[key] = f"{symbol}@{format_.describe()}-given", format_
+    name, format_ = store.choices[key]
+    if store.is_given(symbol):
+        store.derive(name, (), store.given(symbol))
+    else:  # a packed model's, which has its bytes alone
+        why = f"parameter {symbol!r} came quantised and cannot be given other values: load it anew"
+        store.derive(name, [symbol], Unavailable(why))
     return name, format_
-
-
-def _stacked(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    zeros = [w.zero_points for w in weights if w.zero_points is not None]
-    codes, scales = torch.cat([w.codes for w in weights]), torch.cat([w.scales for w in weights])
-    return QuantizedWeight(codes, scales, torch.cat(zeros) if zeros else None, weights[0].format)

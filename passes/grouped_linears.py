@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ..ir.operator_call import operation_name
 from ..ir.ops import GroupedLinearOp, ParamOp
 from ..ir.rewriting import (
@@ -25,6 +23,7 @@ from ..ir.rewriting import (
     static_shape,
 )
 from ..ir.types import tensor_type
+from ..ir.weights.derivations import StackedRows
 from ..ir.weights.formats import WeightFormat
 from ..ir.weights.store import ParameterStore
 from .left_alone import parameter_path
@@ -65,7 +64,7 @@ class Stack:
 
     def derive(self, store: ParameterStore) -> str:
         """Make the matrix of rows known to `store`; its symbol."""
-        return store.derive(self.rows_symbol, [self.symbol], _rows_of_transposed if self.transposed else _rows)
+        return store.derive(self.rows_symbol, [self.symbol], StackedRows(self.transposed))
 
 
 def stacks(operations: Any) -> Iterator[tuple[Any, Stack]]:
@@ -111,11 +110,3 @@ def take_stack(
     if form is not None:
         set_activations(new, form)
     rewriter.replace_op(op, new.operation)
-
-
-def _rows(stack: torch.Tensor) -> torch.Tensor:
-    return stack.flatten(0, 1)
-
-
-def _rows_of_transposed(stack: torch.Tensor) -> torch.Tensor:
-    return stack.transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,5 @@
-"""Run the steps of a recipe over one graph: verify, rewrite, clean up, dump, report."""
+"""Run a recipe over one graph: what the model is made of is recognised, then the recipe's passes in their order, and
+last of all `fuse`. After each: verify, clean up, dump, report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from ..ir.rewriting import clean_up, verify
 from ..ir.selection import Candidate
 from .base import PassContext, PassReport
 from .calibration import Calibration
+from .fuse.fuse import Fuse
+from .raising.raising import raise_operations
 
 
 def run_passes(
@@ -19,16 +22,26 @@ def run_passes(
     calibration: Calibration | None = None,
     strict: bool = False,
 ) -> list[PassReport]:
-    """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `applies`, `allow_empty`, `origin`), in order.
+    """`steps`: resolved recipe entries (`pass_`, `selector`, `phases`, `applies`, `allow_empty`, `origin`), in order;
+    those of `fuse` run last, wherever they stand: what it merged no technique could take apart. The first report is
+    that of `raise_operations`, which runs whatever the recipe says.
 
     `facts`: values for `when` conditions. `dump(name, text)` receives the module after each pass. `strict`: what a
     pass cannot do as its parameters say is an error. Raises
     `SelectorError` when a selector takes none of the operations that its pass offers; an operation already handled by
     an earlier entry is still offered. In the end the last entry of each pass that has a `review(graph, report)` may add
     to its report what the finished graph tells."""
-    reports = []
+    reports = [raise_operations(graph)]
+
+    def finish(report: PassReport) -> None:
+        verify(graph, report.name)
+        clean_up(graph.module)
+        if dump is not None:
+            dump(f"after-{report.name}.mlir", str(graph.module))
+
+    finish(reports[0])
     last: dict[str, tuple[Any, PassReport]] = {}
-    for step in steps:
+    for step in sorted(steps, key=lambda step: isinstance(step.pass_, Fuse)):
         if graph.phase not in (step.phases or step.pass_.phases) or graph.phase not in step.pass_.phases:
             continue
         if not step.applies(facts or {}):
@@ -47,10 +60,7 @@ def run_passes(
             return chosen
 
         step.pass_.run(graph, PassContext(report, select, calibration, strict))
-        verify(graph, step.pass_.name)
-        clean_up(graph.module)
-        if dump is not None:
-            dump(f"after-{step.pass_.name}.mlir", str(graph.module))
+        finish(report)
         reports.append(report)
         last[report.name] = step.pass_, report
     for pass_, report in last.values():

@@ -16,9 +16,9 @@ import torch
 from ..ir.graph import Graph, Phase
 from ..ir.ops import LinearOp, TableLinearOp, TableOp, quantized_format
 from ..ir.ops.table import TABLE_COLUMNS
+from ..ir.patterns import Pattern, apply_patterns
 from ..ir.rewriting import (
     activations_of,
-    apply_patterns,
     build,
     is_argument,
     move_behind,
@@ -54,24 +54,35 @@ class SymmetrizeTables:
         linears = [op for op in linears if activations_of(op) is None]
         candidates = [Candidate(p, "linear", static_shape(op.weight)) for op in linears for p in paths(op) or ("",)]
         chosen = {c.path for c in context.select(candidates)}
-        del linears
+        del linears  # handles do not outlive a rewrite
+        apply_patterns(graph, TableLinear(frozenset(chosen), self.table == "half"), context.report.count)
 
-        def table_linear(op: Any, rewriter: Any) -> bool:
-            if quantized_format(op.weight.type) is None or activations_of(op) is not None:
-                return False
-            if not set(paths(op) or ("",)) & chosen:
-                return False
-            table = self._table(op, rewriter)
-            keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
-            new = build(TableLinearOp, rewriter, op, table, op.weight, op.out.type, **keywords)
-            rewriter.replace_op(op, new.operation)
-            return True
 
-        apply_patterns(graph, {"lutra.linear": [table_linear]}, context.report.count)
+@dataclass(frozen=True)
+class TableLinear(Pattern):
+    """`linear(x, quantised weight)` of the modules `chosen` -> `table_linear(table(x), weight)`.
+
+    half: whether the table has 8 entries or 16."""
+
+    roots = ("lutra.linear",)
+
+    chosen: frozenset[str]
+    half: bool
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        if quantized_format(op.weight.type) is None or activations_of(op) is not None:
+            return False
+        if not set(paths(op) or ("",)) & self.chosen:
+            return False
+        table = self._table(op, rewriter)
+        keywords = {key: value for key in ("bias", "residual") if (value := getattr(op, key)) is not None}
+        new = build(TableLinearOp, rewriter, op, table, op.weight, op.out.type, **keywords)
+        rewriter.replace_op(op, new.operation)
+        return True
 
     def _table(self, op: Any, rewriter: Any) -> Any:
         """The table of `op`'s input: the one that is there, or a new one right behind the input."""
-        half = self.table == "half"
+        half = self.half
         for user in users(op.x):
             if user.name == "lutra.table" and bool(user.attributes["half"].value) == half:
                 return user.results[0]

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import PydanticUndefinedAnnotation, PydanticUserError, ValidationError
 
 from ..ir.errors import LutraError, RecipeError, did_you_mean, shortened, shown
 from . import selectors
@@ -167,7 +167,7 @@ def _explain(error: ValidationError, document: _Document, prefix: Place, known: 
 
 def _belongs(key: str, known: Collection[str], passes: Passes) -> str:
     """Where `key` would be right: a key of another level, or the nearest of `known`."""
-    owners = [name for name, cls in passes.items() if key in (f.name for f in fields(cls))]
+    owners = [name for name in passes if key in _parameters_of(name, passes)]
     if key in _TOP:
         return "it belongs to the top of the recipe"
     if key in passes:
@@ -179,6 +179,14 @@ def _belongs(key: str, known: Collection[str], passes: Passes) -> str:
     if key in selectors.KEYS:
         return "it is a key of selectors: put it under select"
     return did_you_mean(key, known)
+
+
+def _parameters_of(name: str, passes: Passes) -> set[str]:
+    """None for a pass that does not load: that is not what is being told."""
+    try:
+        return {field.name for field in fields(passes[name])}
+    except LutraError:
+        return set()
 
 
 def _step(
@@ -195,9 +203,16 @@ def _step(
     origin = document.where(where)
     if name not in passes:
         raise RecipeError(f"{origin}: there is no pass {shown(name)}: {_belongs(name, passes, passes)}")
+    try:
+        cls = passes[name]
+        schema = parameters(cls)
+    except LutraError as error:
+        raise RecipeError(f"{origin}: {error}") from None
+    except (PydanticUserError, PydanticUndefinedAnnotation) as error:
+        raise RecipeError(f"{origin}: pass {name!r}: a recipe cannot give its parameters: {error}") from None
     body = bounds.copy(body or {}, lambda place: document.where((*where, *place)), variables=values)
     common = {key: body.pop(key) for key in _COMMON if key in body}
-    known = [*(f.name for f in fields(passes[name])), *_COMMON]
+    known = [*(f.name for f in fields(cls)), *_COMMON]
     for key in body:
         if key not in known:
             hint = _belongs(key, known, passes)
@@ -205,7 +220,7 @@ def _step(
     part: Place = ()
     try:
         keys = CommonKeys.model_validate(common)
-        instance = parameters(passes[name]).validate_json(json.dumps(body), strict=True)  # Python's lists are no tuples
+        instance = schema.validate_json(json.dumps(body), strict=True)  # Python's lists are no tuples
         part = ("select",)
         selector = selectors.Selector(keys.select or {})
         part = ("when",)
@@ -215,4 +230,4 @@ def _step(
     except LutraError as error:
         raise RecipeError(f"{document.where((*where, *part))}: pass {name!r}: {error}") from None
     phases = tuple(keys.phase) if isinstance(keys.phase, list) else (keys.phase,) if keys.phase else ()
-    return Step(instance, selector, phases, when, keys.allow_empty, origin)
+    return Step(name, instance, selector, phases, when, keys.allow_empty, origin)

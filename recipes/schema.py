@@ -56,8 +56,9 @@ def parameters(pass_type: type) -> TypeAdapter[Any]:
 
 @dataclass(frozen=True)
 class Step:
-    """One scheduled pass. `origin` says where it was written (`w4.yaml:7`)."""
+    """One scheduled pass. `name`: what the recipe calls it. `origin` says where it was written (`w4.yaml:7`)."""
 
+    name: str
     pass_: Any
     selector: Selector
     phases: tuple[Phase, ...]
@@ -83,7 +84,7 @@ class Step:
             body["when"] = self.when.text
         if self.allow_empty:
             body["allow_empty"] = True
-        return {type(self.pass_).name: body}
+        return {self.name: body}
 
 
 @dataclass(frozen=True)

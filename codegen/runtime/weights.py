@@ -49,25 +49,51 @@ class PackedWeight:
 
 
 def _quantized(store: ParameterStore, symbol: str, layout: PackedLayout) -> QuantizedWeight:
-    """`store.quantized(symbol)`, by the kernel where there is one for how it is computed."""
-    if store.is_packed(symbol):
-        weight = store.quantized(symbol)
-        if tuple(weight.codes.shape) != (layout.n, layout.k) or weight.format != layout.format:
-            raise PackedModelError(  # a folder may say anything of the weight; the kernels rely on it
-                f"{symbol} is {list(weight.codes.shape)} in {weight.format.describe()} where the model needs "
-                f"{[layout.n, layout.k]} in {layout.format.describe()}: pack the model again"
-            )
-        return weight
-    compute, sources = store.derivation(symbol)
-    if not isinstance(compute, RoundToNearest):
-        return store.quantized(symbol)
-    parts = [store.tensor(part) for part in store.parts(sources[0]) or sources]
-    if len({part.dtype for part in parts}) > 1:
-        return store.quantized(symbol)
+    """`store.quantized(symbol)`; of a merged weight a part at a time, each into its rows."""
+    parts = () if store.is_packed(symbol) else store.parts(symbol)
+    if not parts and _rounding(store, symbol) is None:
+        return _computed(store, symbol, layout.n, layout)
+    whole, first = QuantizedWeight.empty(layout.n, layout.k, layout.format), 0
+    for part in parts or (symbol,):
+        rows = whole.rows(first, layout.n)
+        if (rounding := _rounding(store, part)) is None:
+            weight = _computed(store, part, None, layout)
+            rows.rows(0, len(weight.codes)).copy_(weight)
+            first += len(weight.codes)
+        else:
+            first += _round_into(rows, store, *rounding)
+    return whole
+
+
+def _rounding(store: ParameterStore, symbol: str) -> tuple[RoundToNearest, str] | None:
+    """The rule of `symbol` and what it is applied to, if there is a kernel for it and it is still to be applied."""
+    derived = None if store.is_packed(symbol) else store.derivation(symbol)
+    if derived is None or not isinstance(derived.derivation, RoundToNearest):
+        return None
+    return derived.derivation, derived.sources[0]
+
+
+def _round_into(rows: QuantizedWeight, store: ParameterStore, rule: RoundToNearest, source: str) -> int:
+    """Round the weight `source` into the first of `rows`; how many it has."""
+    weight = store.tensor(source)
     try:
-        return round_to_nearest(parts, compute)
+        round_to_nearest(weight, rule, rows.rows(0, len(weight)))
     except QuantizationError as error:
-        raise QuantizationError(f"{sources[0]}: {error}") from None
+        raise QuantizationError(f"{source}: {error}") from None
+    return len(weight)
+
+
+def _computed(store: ParameterStore, symbol: str, n: int | None, layout: PackedLayout) -> QuantizedWeight:
+    """`store.quantized(symbol)`; raises `PackedModelError` unless it has `n` rows (None: any number of them) and else
+    the form of `layout`: a folder may say anything of it, and the kernels rely on it."""
+    weight = store.quantized(symbol)
+    rows, k = weight.codes.shape
+    if (n is not None and rows != n) or k != layout.k or weight.format != layout.format:
+        raise PackedModelError(
+            f"{symbol} is {[rows, k]} in {weight.format.describe()} where the model needs "
+            f"{[layout.n if n is None else n, layout.k]} in {layout.format.describe()}: pack the model again"
+        )
+    return weight
 
 
 WeightSource = PlainWeight | PackedWeight

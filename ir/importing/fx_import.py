@@ -26,8 +26,9 @@ from ..context import make_context
 from ..errors import CaptureError
 from ..graph import UNLIMITED, Graph, GraphInput, Phase
 from ..rewriting import clean_up
+from ..weights.derivations import Encode
 from ..weights.store import ParameterStore
-from .foreign import encode, is_foreign
+from .foreign import is_foreign
 from .fx_nodes import PARAMETER_META, NodeImporter, PathContextCache, Refused
 from .fx_regions import Outlined, copied, outline
 
@@ -145,9 +146,13 @@ def _to_parameter(gm: fx.GraphModule, node: fx.Node, name: str, store: Parameter
         attribute = gm.graph.create_node("get_attr", re.sub(r"\W", "_", name), name=node.name + "_param")
     attribute.meta = {**node.meta, PARAMETER_META: name}
     if is_foreign(value.dtype):
-        attribute.meta[PARAMETER_META] = store.derive(f"{name}@encoded", [name], encode)
+        attribute.meta[PARAMETER_META] = _as_encoded(store, name)
     node.replace_all_uses_with(attribute)
     gm.graph.erase_node(node)
+
+
+def _as_encoded(store: ParameterStore, name: str) -> str:
+    return store.derive(f"{name}@encoded", [name], Encode())
 
 
 def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
@@ -161,7 +166,7 @@ def _constants_to_parameters(gm: fx.GraphModule, store: ParameterStore) -> None:
         data = value.detach().contiguous()
         content = bytes(data.reshape(-1).view(torch.uint8).tolist()) + repr((tuple(data.shape), data.dtype)).encode()
         name = store.bind(f"constant.{hashlib.sha256(content).hexdigest()[:16]}", data)
-        node.meta[PARAMETER_META] = store.derive(f"{name}@encoded", [name], encode) if is_foreign(data.dtype) else name
+        node.meta[PARAMETER_META] = _as_encoded(store, name) if is_foreign(data.dtype) else name
         node.meta.setdefault("val", value)
 
 

@@ -101,6 +101,26 @@ class QuantizedWeight:
     zero_points: torch.Tensor | None
     format: WeightFormat
 
+    @classmethod
+    def empty(cls, n: int, k: int, format: WeightFormat) -> "QuantizedWeight":
+        """Room for a weight `[n, k]`; raises `QuantizationError` when the groups do not divide k."""
+        groups = format.groups(k)
+        scales, zeros = (torch.empty(n, groups, dtype=torch.float16) for _ in range(2))
+        return cls(torch.empty(n, k, dtype=torch.uint8), scales, zeros if format.has_zero_points else None, format)
+
+    def rows(self, first: int, count: int) -> "QuantizedWeight":
+        """`count` rows from `first` on, in the memory of this weight."""
+        chosen = slice(first, first + count)
+        zeros = None if self.zero_points is None else self.zero_points[chosen]
+        return QuantizedWeight(self.codes[chosen], self.scales[chosen], zeros, self.format)
+
+    def copy_(self, other: "QuantizedWeight") -> None:
+        """Take over the values of `other`, of the same shape and format."""
+        self.codes.copy_(other.codes)
+        self.scales.copy_(other.scales)
+        if self.zero_points is not None and other.zero_points is not None:
+            self.zero_points.copy_(other.zero_points)
+
 
 def dequantize(weight: QuantizedWeight) -> torch.Tensor:
     """`s * (q - z)` in float32 `[N, K]`: what every kernel for `weight` must compute with."""

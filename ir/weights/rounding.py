@@ -142,21 +142,16 @@ def quantize_by_blocks(
 ) -> QuantizedWeight:
     """`weight [N, K]` by blocks of rows, each `[rows, groups, columns]` in float32: memory stays bounded, and the block
     in cache. `quantize` returns codes, and scales and zero points (or None) `[rows, groups, 1]`."""
-    groups = format.groups(weight.shape[1])
-    require_finite(weight)
     n, k = weight.shape
-    codes = torch.empty(n, k, dtype=torch.uint8)
-    scales = torch.empty(n, groups, dtype=torch.float16)
-    zeros = torch.empty(n, groups, dtype=torch.float16) if format.has_zero_points else None
+    groups, whole = format.groups(k), QuantizedWeight.empty(n, k, format)
+    require_finite(weight)
     rows = max(1, _BLOCK_ELEMENTS // k)
     for start in range(0, n, rows):
         block = weight[start : start + rows].detach().float().reshape(-1, groups, k // groups)
         q, s, z = quantize(block)
-        codes[start : start + rows] = q.reshape(-1, k)
-        scales[start : start + rows] = s.squeeze(-1)
-        if zeros is not None and z is not None:
-            zeros[start : start + rows] = z.squeeze(-1)
-    return QuantizedWeight(codes, scales, zeros, format)
+        zeros = None if z is None else z.squeeze(-1)
+        whole.rows(start, len(q)).copy_(QuantizedWeight(q.reshape(-1, k), s.squeeze(-1), zeros, format))
+    return whole
 
 
 def require_finite(weight: torch.Tensor) -> None:

@@ -1,28 +1,29 @@
 """Parameters of a model, shared by all its graphs: originals, derived forms and packed bytes under stable names.
 
 The IR names a parameter by its symbol (`lutra.param {sym = "model.layers.0.mlp.down_proj.weight"}`). A *derived*
-symbol such as `...weight@s4g128` stands for a computation over other symbols (quantise, transpose, concatenate) that
-runs when somebody asks for the value, and whose value is not kept unless it was *packed*: so a 1-billion-weight model
-is quantised one matrix at a time, and prefill and decode graphs share one packed copy.
+symbol such as `...weight@s4g128` stands for a computation over other symbols (`derivations.py`: quantise, transpose,
+concatenate) that runs when somebody asks for the value, and whose value is not kept unless it was *packed*: so a
+1-billion-weight model is quantised one matrix at a time, and prefill and decode graphs share one packed copy.
 """
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 
 from ..errors import CaptureError, ParameterError
+from .derivations import Concat, Derivation, Given, Value
 from .formats import QuantizedWeight, WeightFormat
 
-Value = torch.Tensor | QuantizedWeight
 
+class Derived(NamedTuple):
+    """A name that stands for `derivation(*values of sources)`."""
 
-@dataclass(frozen=True)
-class _Derivation:
+    derivation: Derivation
     sources: tuple[str, ...]
-    compute: Callable[..., Value]
 
 
 @dataclass
@@ -35,14 +36,13 @@ class ParameterStore:
     before is then to be read again."""
 
     _tensors: dict[str, torch.Tensor] = field(default_factory=dict)
-    _derivations: dict[str, _Derivation] = field(default_factory=dict)
-    _stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _derived: dict[str, Derived] = field(default_factory=dict)
     _kept: dict[str, torch.Tensor] = field(default_factory=dict)
     _packed: dict[tuple[str, str], list[torch.Tensor]] = field(default_factory=dict)
     _unpackers: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
     _released: dict[str, torch.Size] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
-    _given: dict[str, Callable[[], QuantizedWeight]] = field(default_factory=dict)
+    _given: dict[str, Given] = field(default_factory=dict)
     choices: dict[tuple[str, str], tuple[str, WeightFormat]] = field(default_factory=dict)
     """(rule, tensor) -> name and format of what quantising made of it: chosen for one graph, kept to in the others."""
     generation: int = 0
@@ -66,22 +66,22 @@ class ParameterStore:
 
     def give(self, name: str, read: Callable[[], QuantizedWeight]) -> None:
         """Say that tensor `name` came quantised: `read()` gives its codes."""
-        self._given[name] = read
+        self._given[name] = Given(name, read)
 
     def is_given(self, name: str) -> bool:
         """True when tensor `name` came quantised."""
         return name in self._given
 
-    def given(self, name: str) -> QuantizedWeight:
-        """The codes that tensor `name` came with, read now."""
-        return self._given[name]()
+    def given(self, name: str) -> Given:
+        """What reads the codes that tensor `name` came with."""
+        return self._given[name]
 
-    def derive(self, name: str, sources: Iterable[str], compute: Callable[..., Value]) -> str:
-        """Define `name` as `compute(*values of sources)`, which it must mean always. Returns `name`."""
+    def derive(self, name: str, sources: Iterable[str], derivation: Derivation) -> str:
+        """Define `name` as `derivation(*values of sources)`, which it must mean always. Returns `name`."""
         sources = tuple(sources)
         for source in sources:
             self._require(source)
-        self._derivations.setdefault(name, _Derivation(sources, compute))
+        self._derived.setdefault(name, Derived(derivation, sources))
         return name
 
     def can_stack(self, names: Sequence[str]) -> bool:
@@ -91,12 +91,16 @@ class ParameterStore:
 
     def stack(self, name: str, parts: Sequence[str]) -> str:
         """Define `name` as the rows of `parts` one after the other. Returns `name`."""
-        self._stacks.setdefault(name, tuple(parts))
-        return self.derive(name, parts, lambda *tensors: torch.cat(tensors))
+        return self.derive(name, parts, Concat())
 
     def parts(self, name: str | None) -> tuple[str, ...]:
         """The names that `name` was stacked from; () when it is not a stack."""
-        return self._stacks.get(name or "", ())
+        found = self._derived.get(name or "")
+        return found.sources if found is not None and found.derivation == Concat() else ()
+
+    def derivation(self, name: str) -> Derived | None:
+        """What `name` was derived by and from; None when it was not."""
+        return self._derived.get(name)
 
     def value(self, name: str) -> Value:
         """The value of `name`, computed now if it is derived (and not kept); `CaptureError` when it was released."""
@@ -111,8 +115,8 @@ class ParameterStore:
             )
         if name in self._tensors:
             return self._tensors[name]
-        derivation = self._derivations[name]
-        return derivation.compute(*(self.value(source) for source in derivation.sources))
+        derivation, sources = self._derived[name]
+        return derivation(*map(self.value, sources))
 
     def tensor(self, name: str) -> torch.Tensor:
         """`value(name)`, which must be a plain tensor."""
@@ -160,17 +164,12 @@ class ParameterStore:
         key = (name, layout)
         if key not in self._packed:
             buffers = self._packed[key] = pack()
-            self._unpackers.setdefault(name, lambda: unpack(buffers))
+            self._unpackers.setdefault(name, partial(unpack, buffers))
         return self._packed[key]
 
     def is_packed(self, name: str) -> bool:
         """True when `value(name)` reads packed buffers."""
         return name in self._unpackers
-
-    def derivation(self, name: str) -> tuple[Callable[..., Value], tuple[str, ...]]:
-        """The computation that `name` was derived with, and the names that it is applied to."""
-        derivation = self._derivations[name]
-        return derivation.compute, derivation.sources
 
     def name_of(self, tensor: torch.Tensor) -> str | None:
         """What `tensor` was bound as; None when it was not."""
@@ -229,8 +228,7 @@ class ParameterStore:
 
     def learn(self, other: "ParameterStore") -> None:
         """Take over what `other` defines, as computations over tensors of the same names."""
-        self._derivations = {**other._derivations, **self._derivations}
-        self._stacks = {**other._stacks, **self._stacks}
+        self._derived = {**other._derived, **self._derived}
 
     def packed_bytes(self, name: str | None = None) -> int:
         """Bytes of all packed buffers, or of those of quantised `name`."""
@@ -239,9 +237,9 @@ class ParameterStore:
 
     def sources(self, name: str) -> set[str]:
         """The original names that `name` is computed from (itself, when it is an original)."""
-        if name not in self._derivations:
+        if name not in self._derived:
             return {name}
-        return set().union(*(self.sources(source) for source in self._derivations[name].sources))
+        return set().union(*map(self.sources, self._derived[name].sources))
 
     def release(self, keep: Iterable[str]) -> list[str]:
         """Forget every original that `keep` (symbols still read as tensors) does not need; returns their names."""
@@ -256,7 +254,7 @@ class ParameterStore:
         return gone
 
     def __contains__(self, name: str) -> bool:
-        return self.original(name) is not None or name in self._derivations or name in self._unpackers
+        return self.original(name) is not None or name in self._derived or name in self._unpackers
 
     def _identify(self, name: str, tensor: torch.Tensor) -> str:
         """The name that stands for `tensor`, and for no other, from now on."""

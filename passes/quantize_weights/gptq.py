@@ -7,6 +7,7 @@ columns behind it by `-e U_j,`.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -21,14 +22,15 @@ _BLOCK_COLUMNS = 128
 class Gptq:
     """A weight `[N, K]` (floating point) -> `QuantizedWeight` in `format`.
 
-    gram: `X^T X` of its calibration inputs, float32 `[K, K]`. damping: share of the mean diagonal that is added to all
-    of it. Scales and zero points of a group are those of round-to-nearest (with `range_search` its best range) for
-    the weights as they are when the first column of the group is reached."""
+    gram: `X^T X` of its calibration inputs, float32 `[K, K]`; inputs: a name for these. damping: share of the mean
+    diagonal that is added to all of it. Scales and zero points of a group are those of round-to-nearest (with
+    `range_search` its best range) for the weights as they are when the first column of the group is reached."""
 
     format: WeightFormat
     gram: torch.Tensor = field(repr=False, compare=False)
     range_search: bool = False
     damping: float = 0.01
+    inputs: str = ""
 
     def __call__(self, weight: torch.Tensor) -> QuantizedWeight:
         """Quantise; raises `QuantizationError` when the groups do not divide K or a value is not finite."""
@@ -37,7 +39,7 @@ class Gptq:
         require_finite(weight)
         rule, columns = RoundToNearest(self.format, self.range_search), k // groups
         left = weight.detach().float().clone()
-        factor, unused = self._factor()
+        factor, unused = _factor(self.gram, self.damping)
         left[:, unused] = 0  # inputs that are always zero: nothing is lost, and other weights share their group's range
         codes = torch.empty(n, k, dtype=torch.uint8)
         scales = torch.empty(n, groups, dtype=torch.float16)
@@ -68,14 +70,16 @@ class Gptq:
             left[:, last:] -= errors @ factor[first:last, last:]
         return QuantizedWeight(codes, scales, zeros, self.format)
 
-    def _factor(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """U float32 `[K, K]`, and which inputs were never other than zero (bool `[K]`)."""
-        h = self.gram.double()
-        unused = h.diagonal() == 0
-        mean = h.diagonal().mean().clamp(min=1e-12)
-        h = h + torch.diag(torch.where(unused, mean, self.damping * mean))
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
-        return torch.linalg.cholesky(inverse, upper=True).float(), unused
+
+@lru_cache(maxsize=1)  # layers that read the same input follow each other
+def _factor(gram: torch.Tensor, damping: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """U float32 `[K, K]`, and which inputs were never other than zero (bool `[K]`)."""
+    h = gram.double()
+    unused = h.diagonal() == 0
+    mean = h.diagonal().mean().clamp(min=1e-12)
+    h = h + torch.diag(torch.where(unused, mean, damping * mean))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    return torch.linalg.cholesky(inverse, upper=True).float(), unused
 
 
 def output_error(weight: torch.Tensor, rounded: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:

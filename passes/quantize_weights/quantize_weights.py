@@ -6,29 +6,30 @@
 Stacks of experts: `passes/grouped_linears.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
-
-import torch
 
 from ...ir.errors import CalibrationError, QuantizationError
 from ...ir.graph import Graph, Phase
 from ...ir.ops import LinearOp, quantized_format
-from ...ir.rewriting import Pattern, apply_patterns, parameter_symbol, paths, static_shape
+from ...ir.patterns import Pattern, apply_patterns
+from ...ir.rewriting import parameter_symbol, paths, static_shape
 from ...ir.selection import Candidate
-from ...ir.weights.formats import PER_CHANNEL, QuantizedWeight, Scheme, WeightFormat, dequantize
+from ...ir.weights.derivations import Unavailable
+from ...ir.weights.formats import PER_CHANNEL, Scheme, WeightFormat, dequantize
 from ...ir.weights.rounding import RoundToNearest
 from ...ir.weights.store import ParameterStore
 from ..base import ALL_PHASES, Adjusted, Kind, LeftAlone, PassContext, PassReport
 from ..calibration import Calibration, LinearStatistics
-from ..fuse.linears import linear_patterns
 from ..grouped_linears import stack_of, stacks, take_stack
 from ..left_alone import report_left_alone
-from ..quantized_linears import take_weight, unmerge
+from ..quantized_linears import take_weight
 from .bit_budget import BitBudget
 from .gptq import Gptq, output_error
 from .half_quadratic import HalfQuadratic
+
+Rule = RoundToNearest | HalfQuadratic | Gptq
 
 
 class _Layer(NamedTuple):
@@ -84,22 +85,15 @@ class QuantizeWeights:
 
     def run(self, graph: Graph, context: PassContext) -> None:
         """Quantise every selected linear whose weight is still a floating-point parameter."""
-        apply_patterns(graph, linear_patterns(graph.store), context.report.count)  # for recipes without `fuse`
         linears = [
             op for op in graph.operations if isinstance(op, LinearOp) and parameter_symbol(op.weight) is not None
         ]
         offered = [Candidate(path, "linear", static_shape(op.weight)) for op in linears for path in paths(op) or ("",)]
         offered += [Candidate(s.path, "linear", (s.groups, s.n, s.k)) for _, s in stacks(graph.operations)]
-        chosen = {c.path for c in context.select(offered)}
-        del linears  # handles do not outlive a rewrite
-
-        def split_merged(op: Any, rewriter: Any) -> bool:
-            return unmerge(graph, op, rewriter, chosen)
-
-        apply_patterns(graph, {"lutra.linear": [split_merged]}, context.report.count)
+        chosen = frozenset(c.path for c in context.select(offered))
         layers: dict[str, _Layer] = {}
-        for op in graph.operations:
-            if isinstance(op, LinearOp) and (symbol := self._weight_of(op, chosen)) is not None:
+        for op in linears:
+            if (symbol := _weight_of(op, chosen)) is not None:
                 layers[symbol] = _Layer(paths(op) or ("",), static_shape(op.weight)[1])
         for stack in {s.path: s for _, s in stacks(graph.operations) if s.path in chosen}.values():
             if (reason := stack.why_not or self._no_experts(context)) is not None:
@@ -107,31 +101,14 @@ class QuantizeWeights:
                 continue
             symbol = stack.derive(graph.store)
             layers[symbol] = _Layer((stack.path,), stack.k)
+        del linears  # handles do not outlive a rewrite
         self._note_other_groups(context, layers)
         choices = self._choose(graph.store, context, layers)
-
-        def quantize(op: Any, rewriter: Any) -> bool:
-            symbol = self._weight_of(op, chosen)
-            if symbol not in choices:
-                return False
-            name, format = choices[symbol]
-            take_weight(op, rewriter, name, format, self.activations)
-            if isinstance(self.bits, BitBudget):
-                context.report.count(f"{format.bits} bits")
-            return True
-
-        def quantize_experts(op: Any, rewriter: Any) -> bool:
-            stack = stack_of(op)
-            if stack is None or stack.rows_symbol not in choices:
-                return False
-            name, format = choices[stack.rows_symbol]
-            take_stack(op, rewriter, stack, name, format, "float" if self.activations == "float" else None)
-            if isinstance(self.bits, BitBudget):
-                context.report.count(f"{format.bits} bits")
-            return True
-
-        patterns: dict[str, list[Pattern]] = {"lutra.linear": [quantize], "torch.operator": [quantize_experts]}
+        patterns = Quantize(self.activations, choices, chosen) + QuantizeExperts(self.activations, choices)
         apply_patterns(graph, patterns, context.report.count)
+        if isinstance(self.bits, BitBudget):
+            for _, format in choices.values():
+                context.report.count(f"{format.bits} bits")
 
     def review(self, graph: Graph, report: PassReport) -> None:
         """List the weights that stay in floating point."""
@@ -166,12 +143,6 @@ class QuantizeWeights:
             what = f"{groups}, since {self.group_size} does not divide {layer.columns} input features"
             context.report.adjusted += [Adjusted(path or symbol, what) for path in layer.paths]
 
-    def _weight_of(self, op: Any, chosen: set[str]) -> str | None:
-        """The symbol of the floating-point weight of a linear that the selector took whole."""
-        symbol = parameter_symbol(op.weight)
-        taken = symbol is not None and quantized_format(op.weight.type) is None and set(paths(op) or ("",)) <= chosen
-        return symbol if taken else None
-
     def _choose(
         self, store: ParameterStore, context: PassContext, layers: Mapping[str, _Layer]
     ) -> dict[str, tuple[str, WeightFormat]]:
@@ -184,20 +155,28 @@ class QuantizeWeights:
         for symbol, bits in self._widths(store, context, new).items():
             format = self.format(bits).fitting(layers[symbol].columns)
             name = f"{symbol}@{format.describe()}{suffix}"
-            if name not in store:
+            if store.derivation(name) is None:
                 store.derive(name, [symbol], self._rule(store, context, symbol, layers[symbol], format))
             store.choices[rule, symbol] = name, format
-        return {symbol: store.choices[rule, symbol] for symbol in layers}
+        choices = {symbol: store.choices[rule, symbol] for symbol in layers}
+        for symbol, (name, format) in choices.items():
+            if store.derivation(name) is None:  # a packed model brings choices, and bytes, alone
+                known = self.method != "gptq" or context.calibration is not None
+                derivation = self._rule(store, context, symbol, layers[symbol], format) if known else _gone(symbol)
+                store.derive(name, [symbol], derivation)
+        return choices
 
     def _rule(
         self, store: ParameterStore, context: PassContext, symbol: str, layer: _Layer, format: WeightFormat
-    ) -> Callable[[torch.Tensor], QuantizedWeight]:
+    ) -> Rule:
         """What turns the weight `symbol` into codes."""
         if self.method == "hqq":
             return HalfQuadratic(format, self.range_search)
         if self.method == "rtn":
             return RoundToNearest(format, self.range_search)
-        return Gptq(format, _needed_statistics(store, context, symbol, layer, "method gptq").gram, self.range_search)
+        gram = _needed_statistics(store, context, symbol, layer, "method gptq").gram
+        inputs = f"{symbol}, {context.calibration.fingerprint}" if context.calibration is not None else symbol
+        return Gptq(format, gram, self.range_search, inputs=inputs)
 
     def _widths(self, store: ParameterStore, context: PassContext, layers: Mapping[str, _Layer]) -> Mapping[str, int]:
         """Bits of every weight."""
@@ -224,6 +203,55 @@ class QuantizeWeights:
         return float(found.sensitivity @ output_error(weight, rounded, found.gram))
 
 
+@dataclass(frozen=True)
+class Quantize(Pattern):
+    """`linear(x, weight)` of the modules `chosen` -> `linear(x, codes)`.
+
+    choices: name and format of the codes, by weight."""
+
+    roots = ("lutra.linear",)
+
+    activations: Literal["int8", "float"]
+    choices: Mapping[str, tuple[str, WeightFormat]]
+    chosen: frozenset[str]
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        symbol = _weight_of(op, self.chosen)
+        if symbol is None or symbol not in self.choices:
+            return False
+        take_weight(op, rewriter, *self.choices[symbol], self.activations)
+        return True
+
+
+@dataclass(frozen=True)
+class QuantizeExperts(Pattern):
+    """`grouped_mm(x, weights, ends)` -> `lutra.grouped_linear(x, codes, ends)`; choices: by the rows of the stack."""
+
+    roots = ("torch.operator",)
+
+    activations: Literal["int8", "float"]
+    choices: Mapping[str, tuple[str, WeightFormat]]
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        stack = stack_of(op)
+        if stack is None or stack.rows_symbol not in self.choices:
+            return False
+        name, format = self.choices[stack.rows_symbol]
+        take_stack(op, rewriter, stack, name, format, "float" if self.activations == "float" else None)
+        return True
+
+
+def _weight_of(op: Any, chosen: frozenset[str]) -> str | None:
+    """The symbol of the floating-point weight of a linear that the selector took."""
+    symbol = parameter_symbol(op.weight)
+    taken = symbol is not None and quantized_format(op.weight.type) is None and set(paths(op) or ("",)) <= chosen
+    return symbol if taken else None
+
+
+def _gone(symbol: str) -> Unavailable:
+    return Unavailable(f"parameter {symbol!r} was quantised with a calibration that is not here: pack the model again")
+
+
 def _needed_statistics(
     store: ParameterStore, context: PassContext, symbol: str, layer: _Layer, what: str
 ) -> LinearStatistics:
@@ -239,13 +267,7 @@ def _needed_statistics(
 
 
 def _statistics(store: ParameterStore, calibration: Calibration | None, symbol: str) -> LinearStatistics | None:
-    """Statistics of the layers whose weights are the rows of `symbol`; None when some are missing."""
+    """Statistics of the layer whose weight `symbol` is, or is made from; None where there are none."""
     if calibration is None:
         return None
-    found = []
-    for part in store.parts(symbol) or (symbol,):
-        found.append(calibration.of(next((store.bound(name) for name in store.sources(part)), None)))
-    if any(entry is None for entry in found):
-        return None
-    known = [entry for entry in found if entry is not None]
-    return LinearStatistics(known[0].gram, torch.cat([entry.sensitivity for entry in known]), known[0].rows)
+    return calibration.of(next((store.bound(name) for name in store.sources(symbol)), None))

@@ -1,13 +1,14 @@
-"""Attention: grouped heads without repeated keys and values, heads merged into features, caches updated in place."""
+"""Attention: grouped heads without repeated keys and values, and caches updated in place."""
 
 import math
 from typing import Any
 
 from ...ir.operator_call import operation_name
 from ...ir.ops import AttentionOp, KvUpdateOp
-from ...ir.rewriting import build, constant, defined_by, shape_of, single_use
+from ...ir.patterns import Pattern
+from ...ir.rewriting import build, constant, defined_by, shape_of
 from ...ir.types import tensor_type
-from ..matching import dimension, is_fused_float, sizes
+from ..matching import is_fused_float, sizes
 
 
 def _ungrouped(value: Any) -> Any:
@@ -39,85 +40,56 @@ def _can_attend(q: Any, k: Any, v: Any) -> bool:
     return queries[0] == keys[0] and queries[3] == keys[3] and keys[:3] == values[:3]
 
 
-def fuse_attention(op: Any, rewriter: Any) -> bool:
-    """`aten.scaled_dot_product_attention` -> `lutra.attention`."""
-    q, k, v, mask, dropout, causal, scale, gqa = op.operation.operands
-    head, result = (shape_of(q) or (None,))[-1], op.operation.results[0]
-    if constant(dropout) != 0.0 or not isinstance(constant(causal), bool):
-        return False
-    factor = constant(scale)
-    if factor is None and head:
-        factor = 1 / math.sqrt(head)
-    if not isinstance(factor, int | float) or isinstance(factor, bool):
-        return False
-    if constant(gqa) is not True and _can_attend(q, _ungrouped(k), _ungrouped(v)):
-        k, v = _ungrouped(k), _ungrouped(v)
-    if not _can_attend(q, k, v) or tensor_type(q.type).dtype != tensor_type(result.type).dtype:
-        return False
-    keywords = {} if shape_of(mask) is None else {"mask": mask}
-    new = build(AttentionOp, rewriter, op, q, k, v, float(factor), constant(causal), False, result.type, **keywords)
-    rewriter.replace_op(op, new.operation)
-    return True
+class Attention(Pattern):
+    """`aten.scaled_dot_product_attention` -> `lutra.attention`.
+
+    %q: f32[2,4,3,8], %k: f32[2,2,3,8], %v: f32[2,2,3,8]
+    %r = aten.scaled_dot_product_attention(%q, %k, %v, none, 0.0, true, 0.5, true)
+    =>
+    %r = lutra.attention(%q, %k, %v) {causal = 1 : i64, merge_heads = 0 : i64, scale = 0.5 : f64}
+    """
+
+    roots = ("torch.aten.scaled_dot_product_attention",)
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        q, k, v, mask, dropout, causal, scale, gqa = op.operation.operands
+        head, result = (shape_of(q) or (None,))[-1], op.operation.results[0]
+        if constant(dropout) != 0.0 or not isinstance(constant(causal), bool):
+            return False
+        factor = constant(scale)
+        if factor is None and head:
+            factor = 1 / math.sqrt(head)
+        if not isinstance(factor, int | float) or isinstance(factor, bool):
+            return False
+        if constant(gqa) is not True and _can_attend(q, _ungrouped(k), _ungrouped(v)):
+            k, v = _ungrouped(k), _ungrouped(v)
+        if not _can_attend(q, k, v) or tensor_type(q.type).dtype != tensor_type(result.type).dtype:
+            return False
+        keywords = {} if shape_of(mask) is None else {"mask": mask}
+        new = build(AttentionOp, rewriter, op, q, k, v, float(factor), constant(causal), False, result.type, **keywords)
+        rewriter.replace_op(op, new.operation)
+        return True
 
 
-def merge_heads(op: Any, rewriter: Any) -> bool:
-    """`view(transpose(attention, 1, 2), [B, S, H * D])` -> `lutra.attention` with `merge_heads`."""
-    shape = sizes(op.operation.results[0])
-    value = op.operation.operands[0]
-    for name in ("aten.clone", "aten.contiguous"):
-        inner = defined_by(value, name)
-        value = inner.operands[0] if inner is not None else value
-    transpose = defined_by(value, "aten.transpose.int")
-    if len(shape) != 3 or transpose is None or {dimension(v, 4) for v in list(transpose.operands)[1:]} != {1, 2}:
-        return False
-    source = transpose.operands[0]
-    view = defined_by(source, "aten.view", "aten._unsafe_view")
-    if view is not None and len(sizes(source)) == 4 and len(shape_of(view.operands[0]) or ()) == 4:
-        # HF reshapes to [B, H, S, D], which it already is; with symbolic sizes the importer cannot see that.
-        inner, outer = shape_of(view.operands[0]) or (), sizes(source)
-        if all(a == b or a is None or b is None for a, b in zip(inner, outer, strict=True)):
-            source = view.operands[0]
-    attention = defined_by(source, "lutra.attention")
-    if attention is None or not single_use(source):
-        return False
-    a = attention.opview
-    heads = sizes(source)
-    if len(heads) != 4 or heads[1] is None or heads[3] is None or shape != (heads[0], heads[2], heads[1] * heads[3]):
-        return False  # merged already, or into features of something else
-    keywords = {} if a.mask is None else {"mask": a.mask}
-    new = build(
-        AttentionOp,
-        rewriter,
-        op,
-        a.q,
-        a.k,
-        a.v,
-        a.scale.value,
-        bool(a.causal.value),
-        True,
-        op.operation.results[0].type,
-        **keywords,
-    )
-    rewriter.replace_op(op, new.operation)
-    return True
+class KvUpdate(Pattern):
+    """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`.
 
+    %cache: f32[2,4,16,8], %new: f32[2,4,3,8], %places: si64[3]
+    %r = aten.index_copy(%cache, 2, %places, %new)
+    =>
+    %r = lutra.kv_update(%cache, %new, %places)
+    """
 
-def fuse_kv_update(op: Any, rewriter: Any) -> bool:
-    """`aten.index_copy(cache, 2, positions, new)` on `[B, G, L, D]` -> `lutra.kv_update`."""
-    if operation_name(op) != "aten.index_copy":
-        return False
-    cache, dim, positions, new = op.operation.operands
-    if len(shape_of(cache) or ()) != 4 or constant(dim) not in (2, -2) or len(shape_of(positions) or ()) != 1:
-        return False
-    if op.operation.results[0].type != cache.type or tensor_type(new.type).dtype != tensor_type(cache.type).dtype:
-        return False
-    built = build(KvUpdateOp, rewriter, op, cache, new, positions, op.operation.results[0].type)
-    rewriter.replace_op(op, built.operation)
-    return True
+    roots = ("torch.operator",)  # `index_copy` is not in the torch dialect
 
-
-ATTENTION_PATTERNS = {
-    "torch.aten.scaled_dot_product_attention": [fuse_attention],
-    "torch.operator": [fuse_kv_update],  # `index_copy` is not in the torch dialect
-}
-MERGE_HEADS_PATTERNS = {f"torch.aten.{view}": [merge_heads] for view in ("view", "_unsafe_view", "reshape")}
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        if operation_name(op) != "aten.index_copy":
+            return False
+        cache, dim, positions, new = op.operation.operands
+        if len(shape_of(cache) or ()) != 4 or constant(dim) not in (2, -2) or len(shape_of(positions) or ()) != 1:
+            return False
+        if op.operation.results[0].type != cache.type or tensor_type(new.type).dtype != tensor_type(cache.type).dtype:
+            return False
+        built = build(KvUpdateOp, rewriter, op, cache, new, positions, op.operation.results[0].type)
+        rewriter.replace_op(op, built.operation)
+        return True

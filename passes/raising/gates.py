@@ -3,8 +3,9 @@
 from typing import Any
 
 from ...ir.ops import GatedMlpOp
+from ...ir.patterns import Pattern
 from ...ir.rewriting import build, constant, defined_by, shape_of
-from ..matching import both_orders, is_fused_float, section_of, sizes
+from ..matching import both_orders, is_fused_float
 
 _GELU = {"none": "gelu", "tanh": "gelu_tanh"}
 
@@ -20,36 +21,27 @@ def _activation(value: Any) -> tuple[str, Any] | None:
     return (name, op.operands[0]) if op is not None and name is not None else None
 
 
-def fuse_gate(op: Any, rewriter: Any) -> bool:
-    """`mul(act(gate), up)` over equal shapes -> `lutra.gated_mlp(gate, up)`."""
-    result = op.operation.results[0]
-    if not is_fused_float(result) or not shape_of(result):
-        return False
-    for left, up in both_orders(op.operation):
-        found = _activation(left)
-        if found is None or not found[1].type == up.type == left.type == result.type:
-            continue
-        name, gate = found
-        new = build(GatedMlpOp, rewriter, op, gate, name, op.operation.results[0].type, up=up)
-        rewriter.replace_op(op, new.operation)
-        return True
-    return False
+class Gate(Pattern):
+    """`mul(act(gate), up)` over equal shapes -> `lutra.gated_mlp(gate, up)`.
 
+    %a = aten.silu(%gate)
+    %r = aten.mul.Tensor(%a, %up)
+    =>
+    %r = lutra.gated_mlp(%gate, up = %up) {activation = "silu"}
+    """
 
-def gate_takes_merged(op: Any, rewriter: Any) -> bool:
-    """`gated_mlp(m[..., :F], m[..., F:])` -> `gated_mlp(m)` when m is exactly gate and up."""
-    if op.up is None:
-        return False
-    gate, up = section_of(op.gate), section_of(op.up)
-    if gate is None or up is None or gate.source != up.source or gate.dim != len(sizes(gate.source)) - 1:
-        return False
-    if gate.dim != up.dim or gate.range != (0, up.start, 1) or up.range != (gate.stop, 2 * gate.stop, 1):
-        return False
-    if gate.size != up.stop:
-        return False
-    new = build(GatedMlpOp, rewriter, op, gate.source, op.activation.value, op.operation.results[0].type)
-    rewriter.replace_op(op, new.operation)
-    return True
+    roots = ("torch.aten.mul.Tensor",)
 
-
-GATE_PATTERNS = {"torch.aten.mul.Tensor": [fuse_gate], "lutra.gated_mlp": [gate_takes_merged]}
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        result = op.operation.results[0]
+        if not is_fused_float(result) or not shape_of(result):
+            return False
+        for left, up in both_orders(op.operation):
+            found = _activation(left)
+            if found is None or not found[1].type == up.type == left.type == result.type:
+                continue
+            name, gate = found
+            new = build(GatedMlpOp, rewriter, op, gate, name, op.operation.results[0].type, up=up)
+            rewriter.replace_op(op, new.operation)
+            return True
+        return False

@@ -1,5 +1,4 @@
-"""Rotary embedding to `lutra.rope` over tables that all layers share; with what is written into the caches to
-`lutra.rope_kv_update`.
+"""Rotary embedding to `lutra.rope` over tables that all layers share.
 
     %a = mul(%x, unsqueeze(%cos, 1))
     %b = mul(rotate_half(%x), unsqueeze(%sin, 1))          =>      %y = lutra.rope(%x, %cos, %sin) {pairs = "halves"}
@@ -12,7 +11,8 @@ GLM); half by half, `cat(a * c - b * s, b * c + a * s)` over tables of D/2 colum
 
 from typing import Any
 
-from ...ir.ops import RopeKvUpdateOp, RopeOp
+from ...ir.ops import RopeOp
+from ...ir.patterns import Pattern
 from ...ir.rewriting import build, build_torch, constant, defined_by, list_type, move_behind, shape_of, users, vtensor
 from ...ir.types import tensor_type
 from ..matching import both_orders, cast_source, dimension, is_fused_float, list_of, section_of
@@ -93,61 +93,102 @@ def _replace(op: Any, rewriter: Any, x: Any, tables: tuple[Any, Any], pairs: str
     return True
 
 
-def fuse_rope(op: Any, rewriter: Any) -> bool:
-    """`x * cos + turned(x) * sin` over tables `[B, 1, S, D]` -> `lutra.rope`."""
-    result = op.operation.results[0]
-    shape = shape_of(result) or ()
-    if len(shape) != 4 or shape[3] is None or constant(op.operation.operands[2]) != 1:
-        return False
-    for straight, crossed in both_orders(op.operation):
-        left, right = defined_by(straight, "aten.mul.Tensor"), defined_by(crossed, "aten.mul.Tensor")
-        if left is None or right is None:
+class Rope(Pattern):
+    """`x * cos + turned(x) * sin` over tables `[B, 1, S, D]` -> `lutra.rope`.
+
+    %x: f32[2,4,3,8], %cos: f32[1,3,8], %sin: f32[1,3,8]
+    %c = aten.unsqueeze(%cos, 1) : f32[1,1,3,8]
+    %s = aten.unsqueeze(%sin, 1) : f32[1,1,3,8]
+    %low = aten.slice.Tensor(%x, 3, 0, 4, 1) : f32[2,4,3,4]
+    %high = aten.slice.Tensor(%x, 3, 4, 8, 1) : f32[2,4,3,4]
+    %minus = aten.neg(%high)
+    %turned = aten.cat([%minus, %low], -1) : f32[2,4,3,8]
+    %straight = aten.mul.Tensor(%x, %c)
+    %crossed = aten.mul.Tensor(%turned, %s)
+    %r = aten.add.Tensor(%straight, %crossed, 1)
+    =>
+    %r = lutra.rope(%x, %cos, %sin) {pairs = "halves"}
+    """
+
+    roots = ("torch.aten.add.Tensor",)
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        result = op.operation.results[0]
+        shape = shape_of(result) or ()
+        if len(shape) != 4 or shape[3] is None or constant(op.operation.operands[2]) != 1:
             return False
-        for turned, sin in both_orders(right):
-            found = _turned(turned)
-            source = cast_source(turned) if found is None else None
-            if source is not None:  # the model turned x before it was widened
-                found = _turned(source)
-            if found is None:
-                continue
-            for x, cos in both_orders(left):
-                if x.type != result.type or not (_fits(cos, x, shape[3]) and _fits(sin, x, shape[3])):
+        for straight, crossed in both_orders(op.operation):
+            left, right = defined_by(straight, "aten.mul.Tensor"), defined_by(crossed, "aten.mul.Tensor")
+            if left is None or right is None:
+                return False
+            for turned, sin in both_orders(right):
+                found = _turned(turned)
+                source = cast_source(turned) if found is None else None
+                if source is not None:  # the model turned x before it was widened
+                    found = _turned(source)
+                if found is None:
                     continue
-                if turned.type != x.type or (cast_source(x) if source is not None else x) != found[0]:
-                    continue
-                tables = _table(cos, rewriter, op), _table(sin, rewriter, op)
-                if found[2]:
-                    tables = tables[0], _shared("aten.neg", rewriter, op, tables[1], (), tables[1].type)
-                return _replace(op, rewriter, x, tables, found[1])
-    return False
+                for x, cos in both_orders(left):
+                    if x.type != result.type or not (_fits(cos, x, shape[3]) and _fits(sin, x, shape[3])):
+                        continue
+                    if turned.type != x.type or (cast_source(x) if source is not None else x) != found[0]:
+                        continue
+                    tables = _table(cos, rewriter, op), _table(sin, rewriter, op)
+                    if found[2]:
+                        tables = tables[0], _shared("aten.neg", rewriter, op, tables[1], (), tables[1].type)
+                    return _replace(op, rewriter, x, tables, found[1])
+        return False
 
 
-def fuse_split_rope(op: Any, rewriter: Any) -> bool:
-    """`cat((a * c - b * s, b * c + a * s), -1)` over tables `[B, 1, S, D/2]` -> `lutra.rope`."""
-    joined = _joined(op.operation.results[0])
-    minus = joined and defined_by(joined[0], "aten.sub.Tensor")
-    plus = joined and defined_by(joined[1], "aten.add.Tensor")
-    if not minus or not plus or constant(minus.operands[2]) != 1 or constant(plus.operands[2]) != 1:
+class SplitRope(Pattern):
+    """`cat((a * c - b * s, b * c + a * s), -1)` over tables `[B, 1, S, D/2]` -> `lutra.rope`.
+
+    %x: f32[2,4,3,8], %cos: f32[1,3,4], %sin: f32[1,3,4]
+    %c = aten.unsqueeze(%cos, 1) : f32[1,1,3,4]
+    %s = aten.unsqueeze(%sin, 1) : f32[1,1,3,4]
+    %a = aten.slice.Tensor(%x, 3, 0, 4, 1) : f32[2,4,3,4]
+    %b = aten.slice.Tensor(%x, 3, 4, 8, 1) : f32[2,4,3,4]
+    %ac = aten.mul.Tensor(%a, %c)
+    %bs = aten.mul.Tensor(%b, %s)
+    %bc = aten.mul.Tensor(%b, %c)
+    %as = aten.mul.Tensor(%a, %s)
+    %minus = aten.sub.Tensor(%ac, %bs, 1)
+    %plus = aten.add.Tensor(%bc, %as, 1)
+    %r = aten.cat([%minus, %plus], -1) : f32[2,4,3,8]
+    =>
+    %s2 = aten.cat([%sin, %sin], -1) : f32[1,3,8]
+    %c2 = aten.cat([%cos, %cos], -1) : f32[1,3,8]
+    %r = lutra.rope(%x, %c2, %s2) {pairs = "halves"}
+    """
+
+    roots = ("torch.aten.cat",)
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
+        joined = _joined(op.operation.results[0])
+        minus = joined and defined_by(joined[0], "aten.sub.Tensor")
+        plus = joined and defined_by(joined[1], "aten.add.Tensor")
+        if not minus or not plus or constant(minus.operands[2]) != 1 or constant(plus.operands[2]) != 1:
+            return False
+        ac, bs = (defined_by(value, "aten.mul.Tensor") for value in list(minus.operands)[:2])
+        others = [mul for value in list(plus.operands)[:2] if (mul := defined_by(value, "aten.mul.Tensor")) is not None]
+        if ac is None or bs is None:
+            return False
+        result = op.operation.results[0]
+        shape = shape_of(result) or ()
+        for a, cos in both_orders(ac):
+            for b, sin in both_orders(bs):
+                found = _pair(a, b)
+                if found is None or found[0].type != result.type or len(shape) != 4 or shape[3] is None:
+                    continue
+                if not all(_fits(table, found[0], shape[3] // 2) for table in (cos, sin)):
+                    continue
+                wanted = [{b, cos}, {a, sin}]
+                if [set(mul.operands) for mul in others] not in (wanted, wanted[::-1]):
+                    continue
+                tables = tuple(_doubled(_table(table, rewriter, op), rewriter, op) for table in (cos, sin))
+                pairs = "adjacent_to_halves" if found[1] == "adjacent" else found[1]
+                return _replace(op, rewriter, found[0], tables, pairs)
         return False
-    ac, bs = (defined_by(value, "aten.mul.Tensor") for value in list(minus.operands)[:2])
-    others = [mul for value in list(plus.operands)[:2] if (mul := defined_by(value, "aten.mul.Tensor")) is not None]
-    if ac is None or bs is None:
-        return False
-    result = op.operation.results[0]
-    shape = shape_of(result) or ()
-    for a, cos in both_orders(ac):
-        for b, sin in both_orders(bs):
-            found = _pair(a, b)
-            if found is None or found[0].type != result.type or len(shape) != 4 or shape[3] is None:
-                continue
-            if not all(_fits(table, found[0], shape[3] // 2) for table in (cos, sin)):
-                continue
-            wanted = [{b, cos}, {a, sin}]
-            if [set(mul.operands) for mul in others] not in (wanted, wanted[::-1]):
-                continue
-            tables = tuple(_doubled(_table(table, rewriter, op), rewriter, op) for table in (cos, sin))
-            return _replace(op, rewriter, found[0], tables, {"adjacent": "adjacent_to_halves"}.get(found[1], found[1]))
-    return False
 
 
 def _doubled(table: Any, rewriter: Any, op: Any) -> Any:
@@ -178,65 +219,4 @@ def _shared(name: str, rewriter: Any, op: Any, source: Any, others: tuple[int | 
     return result
 
 
-ROPE_PATTERNS = {"torch.aten.add.Tensor": [fuse_rope], "torch.aten.cat": [fuse_split_rope]}
-
-
-def _update(value: Any) -> Any | None:
-    """The `lutra.kv_update` that gives `value`, or the cache that `value` is a part of."""
-    part = defined_by(value, "aten.slice.Tensor")
-    update = defined_by(value if part is None else part.operands[0], "lutra.kv_update")
-    return None if update is None else update.opview
-
-
-def _projected(value: Any) -> Any | None:
-    """x `[B, S, heads, D]` when `value` is `transpose(x, 1, 2)`."""
-    op = defined_by(value, "aten.transpose.int")
-    return op.operands[0] if op is not None and {constant(d) for d in list(op.operands)[1:]} == {1, 2} else None
-
-
-def fuse_rope_kv_update(op: Any, rewriter: Any) -> bool:
-    """`attention(rope(q), kv_update(.., rope(k)), kv_update(.., v))`: its operands from one `lutra.rope_kv_update`."""
-    attention = op.operation.opview
-    query, keys, values = defined_by(attention.q, "lutra.rope"), _update(attention.k), _update(attention.v)
-    if query is None or keys is None or values is None or keys.positions != values.positions:
-        return False
-    key = defined_by(keys.new, "lutra.rope")
-    if key is None:
-        return False
-    query, key = query.opview, key.opview
-    if query.pairs.value != "halves" or key.pairs.value != "halves":
-        return False
-    projected = [x for value in (query.x, key.x, values.new) if (x := _projected(value)) is not None]
-    if len(projected) < 3 or query.cos != key.cos or query.sin != key.sin:
-        return False
-    q, k, v = (shape_of(x) or () for x in projected)
-    if q[3:] != k[3:] or k[2:] != v[2:] or not is_fused_float(query.x):
-        return False
-    tensors = (*projected, query.cos, query.sin, keys.cache, values.cache)
-    if len({tensor_type(x.type).dtype for x in tensors}) > 1:
-        return False
-    old = [query.out, keys.out, values.out]
-    last = old[0].owner
-    for value in old[1:]:
-        last = value.owner if last.is_before_in_block(value.owner) else last
-    if any(not last.is_before_in_block(u) for value in old for u in users(value)):
-        return False
-    new = build(
-        RopeKvUpdateOp,
-        rewriter,
-        op,
-        *projected,
-        query.cos,
-        query.sin,
-        keys.cache,
-        values.cache,
-        keys.positions,
-        *(value.type for value in old),
-    )
-    new.operation.move_before(last)
-    for value, result in zip(old, new.operation.results, strict=True):
-        rewriter.replace_op(value.owner, [result])
-    return True
-
-
-CACHE_PATTERNS = {"lutra.attention": [fuse_rope_kv_update]}
+ROPE = Rope() + SplitRope()

@@ -16,8 +16,8 @@ import torch
 
 from ...ir.errors import QuantizationError
 from ...ir.ops import LinearOp, ParamOp
+from ...ir.patterns import Pattern
 from ...ir.rewriting import (
-    Pattern,
     build,
     build_torch,
     constant,
@@ -73,16 +73,22 @@ class _Constant:
         return self.expression(*values).abs().amax().float()
 
 
-def ternary_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
-    """The pattern; `store` receives the ternary weights."""
+@dataclass(frozen=True)
+class TernaryLinear(Pattern):
+    """`linear(whole numbers (/ scale), ternary weight)` -> integer sums, scaled.
 
-    def fuse_ternary(op: Any, rewriter: Any) -> bool:
-        """`linear(whole numbers (/ scale), ternary weight)` -> integer sums, scaled."""
+    store: receives the ternary weights."""
+
+    roots = ("torch.aten.linear",)
+
+    store: ParameterStore
+
+    def match_and_rewrite(self, op: Any, rewriter: Any) -> bool:
         x, weight, bias = op.operation.operands
         found = _whole_numbers(x)
         if found is None or len(shape_of(weight) or ()) != 2:
             return False
-        name = _ternary_name(store, weight)
+        name = _ternary_name(self.store, weight)
         if name is None:
             return False
         q, scale = found
@@ -106,8 +112,6 @@ def ternary_patterns(store: ParameterStore) -> dict[str, list[Pattern]]:
             result = build_torch("aten.add.Tensor", rewriter, op, [result, bias, 1], out.type)
         rewriter.replace_op(op, result.owner)
         return True
-
-    return {"torch.aten.linear": [fuse_ternary]}
 
 
 def _whole_numbers(x: Any) -> tuple[Any, Any] | None:
@@ -146,19 +150,20 @@ def _ternary_name(store: ParameterStore, weight: Any) -> str | None:
     if expression is None or static_shape(weight)[1] > MOST_COLUMNS:
         return None
     key = "fuse-ternary", expression.name
-    if key in store.choices:  # an earlier graph's; the values may be gone
-        return store.choices[key][0]
-    if any(store.original(source) is None for source in expression.sources):
-        return None
-    values = expression(*(store.tensor(source) for source in expression.sources))
-    largest = values.abs().amax()
-    if not values.is_floating_point() or not torch.equal(values, values.sign() * largest):
-        return None
-    name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
-    if name in store:
-        name = expression.name + name[len(expression.sources[0]) :]
-    store.derive(name, expression.sources, _Ternary(expression, bool(largest == 1)))
-    if largest != 1:
+    if key not in store.choices:
+        if any(store.original(source) is None for source in expression.sources):
+            return None
+        values = expression(*(store.tensor(source) for source in expression.sources))
+        largest = values.abs().amax()
+        if not values.is_floating_point() or not torch.equal(values, values.sign() * largest):
+            return None
+        name = expression.sources[0] + (_UNIT if largest == 1 else _SCALED)
+        if name in store:
+            name = expression.name + name[len(expression.sources[0]) :]
+        store.choices[key] = name, FORMAT
+    name, _ = store.choices[key]  # an earlier graph's, or a packed model's: the values may be gone
+    unit = not name.endswith(_SCALED)
+    store.derive(name, expression.sources, _Ternary(expression, unit))
+    if not unit:
         store.derive(f"{name}-constant", expression.sources, _Constant(expression))
-    store.choices[key] = name, FORMAT
     return name

@@ -1,4 +1,4 @@
-"""Running a recipe's steps: phases, conditions, selectors, dumps, reports, verification."""
+"""Running a recipe: what always runs first and last, phases, conditions, selectors, dumps, reports, verification."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Break:
                 op.operation.operands[1] = op.operation.operands[0]
 
 
-PASSES = available_passes() | {cls.name: cls for cls in (Offer, DecodeOnly, Break)}
+PASSES = {**available_passes(), **{cls.name: cls for cls in (Offer, DecodeOnly, Break)}}
 
 
 def steps(*entries: Any) -> Any:
@@ -62,19 +62,32 @@ def steps(*entries: Any) -> Any:
 
 
 def names(reports: Any) -> list[str]:
-    return [report.name for report in reports]
+    """Of what the recipe's entries reported."""
+    assert reports[0].name == "raise"
+    return [report.name for report in reports[1:]]
 
 
-def test_steps_run_in_order_and_report_where_they_were_written(parse: Callable[[str], Any]):
+def test_operations_are_recognised_whatever_the_recipe_says(parse: Callable[[str], Any]):
+    graph = parse(TEXT).graph
+    (report,) = run_passes(graph, steps())
+    assert (report.name, report.changed) == ("raise", {"linear": 1})
+    assert "lutra.linear" in str(graph.module)
+    (report,) = run_passes(graph, steps())
+    assert report.changed == {}
+
+
+def test_fuse_runs_last_and_the_others_in_their_order_and_reports_say_where_they_were_written(
+    parse: Callable[[str], Any],
+):
     graph = parse(TEXT).graph
     recipe = (
         "lutra: 1\nname: r\npasses:\n  - fuse: {}\n  - quantize-weights: {group_size: 32}\n  - symmetrize-tables: {}\n"
     )
     reports = run_passes(graph, load_recipe(recipe, PASSES).steps)
-    assert names(reports) == ["fuse", "quantize-weights", "symmetrize-tables"]
-    assert [r.origin for r in reports] == ["recipe text:4", "recipe text:5", "recipe text:6"]
-    assert [r.changed for r in reports] == [{"fuse_linear": 1}, {"quantize": 1}, {"table_linear": 1}]
-    assert [r.matched for r in reports] == [0, 1, 1]
+    assert names(reports) == ["quantize-weights", "symmetrize-tables", "fuse"]
+    assert [r.origin for r in reports] == ["", "recipe text:5", "recipe text:6", "recipe text:4"]
+    assert [r.changed for r in reports] == [{"linear": 1}, {"quantize": 1}, {"table_linear": 1}, {}]
+    assert [r.matched for r in reports] == [0, 1, 1, 0]
 
 
 def test_steps_run_only_in_their_phases(parse: Callable[[str], Any]):
@@ -99,14 +112,14 @@ def test_a_selector_without_a_match_is_an_error_that_says_what_there_is(parse: C
         run_passes(graph, steps({"offer": {"select": {"modules": "c"}}}))
     for part in ("{'modules': 'c'}", "'offer'", "modules there: a, b", "allow_empty: true"):
         assert part in str(error.value)
-    (report,) = run_passes(graph, steps({"offer": {"select": {"modules": "c"}, "allow_empty": True}}))
+    _, report = run_passes(graph, steps({"offer": {"select": {"modules": "c"}, "allow_empty": True}}))
     assert report.matched == 0
 
 
 def test_the_module_after_each_pass_is_dumped(parse: Callable[[str], Any]):
     seen: list[tuple[str, str]] = []
     run_passes(parse(TEXT).graph, steps({"fuse": {}}, {"offer": {}}), dump=lambda name, text: seen.append((name, text)))
-    assert [name for name, _ in seen] == ["after-fuse.mlir", "after-offer.mlir"]
+    assert [name for name, _ in seen] == ["after-raise.mlir", "after-offer.mlir", "after-fuse.mlir"]
     assert all("lutra.linear" in text for _, text in seen)
 
 

@@ -2,8 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lutra.passes import registry
 from lutra.passes.registry import available_passes
 from lutra.recipes.conditions import FACTS
 from lutra.recipes.loading import load_recipe
@@ -24,3 +26,15 @@ def test_every_key_and_fact_is_named():
     names = {*FACTS, *KEYS, *CommonKeys.model_fields}
     assert {name for name in names if f"`{name}`" not in TEXT and f"`{name}:" not in TEXT} == set()
     assert len(EXAMPLES) >= 5
+
+
+def test_the_pass_that_is_shown_is_one():
+    (source,) = re.findall(r"```python\n(@.*?|from dataclasses.*?)```", TEXT, re.DOTALL)
+    names: dict[str, Any] = {"__name__": "shown"}
+    exec(source, names)
+    try:
+        recipe = {"lutra": 1, "name": "r", "passes": [{"count-linears": {"prefix": "seen-"}}]}
+        (step,) = load_recipe(recipe, available_passes()).steps
+        assert step.pass_ == names["CountLinears"]("seen-")
+    finally:
+        registry._registered.pop("count-linears")

@@ -39,8 +39,8 @@ class Interpreted:
     """A backend for `torch.compile`: what it captures goes through passes and is interpreted.
 
     recipe: name of one, or entries of its list of passes. facts: for conditions of entries. `graphs`, `functionals`
-    (the FX graphs that they were imported from), `reports` of all passes and `calls` are kept, in order. Making one
-    forgets what torch has compiled so far."""
+    (the FX graphs that they were imported from), `reports` of all passes and `calls` are kept, in order; `raised`: the
+    last report of what is recognised before the passes. Making one forgets what torch has compiled so far."""
 
     def __init__(self, *recipe: str | Mapping[str, Any], facts: Mapping[str, int] | None = None) -> None:
         torch._dynamo.reset()
@@ -50,6 +50,7 @@ class Interpreted:
         self.graphs: list[Graph] = []
         self.functionals: list[fx.GraphModule] = []
         self.reports: list[PassReport] = []
+        self.raised = PassReport("raise")
         self.calls: list[Call] = []
 
     @property
@@ -68,7 +69,8 @@ class Interpreted:
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
-        self.reports += run_passes(graph, self.steps, self.facts)
+        self.raised, *reports = run_passes(graph, self.steps, self.facts)
+        self.reports += reports
         self.graphs.append(graph)
         self.functionals.append(functional)
 
@@ -91,11 +93,15 @@ class Interpreted:
         self, *recipe: str | Mapping[str, Any], calibration: Calibration | None = None, strict: bool = False
     ) -> list[PassReport]:
         """Run more passes on the only graph."""
-        return run_passes(self.graph, _steps(*recipe), self.facts, calibration=calibration, strict=strict)
+        return self._more(self.graph, *recipe, calibration=calibration, strict=strict)
 
     def run_passes(self, graph: Graph, *recipe: str | Mapping[str, Any]) -> list[PassReport]:
         """Run more passes on one of the graphs."""
-        return run_passes(graph, _steps(*recipe), self.facts)
+        return self._more(graph, *recipe)
+
+    def _more(self, graph: Graph, *recipe: str | Mapping[str, Any], **keywords: Any) -> list[PassReport]:
+        self.raised, *reports = run_passes(graph, _steps(*recipe), self.facts, **keywords)
+        return reports
 
     def counts(self) -> Counter[str]:
         """Operations of the only graph by name, without `torch.` and `lutra.`; constants and parameters left out."""

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +19,7 @@ from ...codegen.select import Family
 from ...codegen.targets.registry import TARGETS
 from ...ir.errors import LutraError, PackedModelError, QuantizationError, did_you_mean
 from ...ir.weights.formats import Scheme, WeightFormat
+from ...passes.fuse.merging import names_in
 from ...passes.registry import available_passes
 from ...recipes.loading import load_recipe
 from .stored_files import FileName, StoredFile, read_small
@@ -86,24 +88,28 @@ def _whole_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe.get("extends") is not None:  # it would be read from wherever that points to
         raise ValueError("a packed recipe is whole: it extends no other")
     try:
-        load_recipe(recipe, available_passes())
+        load_recipe(recipe, available_passes(imports=False))
     except (LutraError, RecursionError, ValueError) as error:
         raise ValueError(str(error)) from None
     return recipe
 
 
-class Manifest(_Part):
-    """`choices`: rule, tensor, quantised form and its format (bits, group size, scheme), which passes keep to. `model`:
-    the class of Transformers, or "" for another module. `files`: all others of the folder. `checksum`: of all this."""
+_Choice = tuple[_Name, _Name, _Name, Annotated[tuple[int, int, Scheme], AfterValidator(_known_format)]]
 
-    lutra: Literal[2]
+
+class Manifest(_Part):
+    """`lutra`: the version; 3 has a choice for each weight, 2 had one for weights that were merged. `choices`: rule,
+    tensor, quantised form and its format (bits, group size, scheme), which passes keep to. `model`: the class of
+    Transformers, or "" for another module. `files`: all others of the folder. `checksum`: of all this."""
+
+    lutra: Literal[2, 3]
     model: Annotated[str, Field(pattern=r"^([A-Z][A-Za-z0-9_]{0,199})?$")]
     dtype: _Float
     recipe: Annotated[dict[str, Any], AfterValidator(_whole_recipe)]
     target: Annotated[str, AfterValidator(_known_target)]
     kernel_family: Literal["auto", Family]
     tensors: dict[_Name, StoredTensor]
-    choices: list[tuple[_Name, _Name, _Name, Annotated[tuple[int, int, Scheme], AfterValidator(_known_format)]]]
+    choices: list[_Choice]
     files: dict[FileName, StoredFile]
     checksum: int = Field(default=0, ge=0, lt=1 << 32)
 
@@ -113,6 +119,14 @@ class Manifest(_Part):
         if missing := [name for name in needed if name not in self.files]:
             raise ValueError(f"files lacks {', '.join(missing)}")
         return self
+
+    def choices_by_weight(self) -> Iterator[_Choice]:
+        """The choices as passes know them, whatever the version."""
+        own = {tensor.symbol for tensor in self.tensors.values()}
+        for rule, symbol, name, format in self.choices:
+            merged = self.lutra == 2 and symbol not in own and name.startswith(symbol)
+            for part in (names_in(symbol) if merged else ()) or (symbol,):
+                yield rule, part, part + name[len(symbol) :] if merged else name, format
 
     def write(self, folder: Path) -> None:
         """Write `lutra.json`, with its checksum."""

@@ -139,7 +139,7 @@ def _manifest(
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     dtype: Any = str(getattr(module, "dtype", torch.get_default_dtype())).removeprefix("torch.")
     return Manifest(
-        lutra=2,
+        lutra=3,
         model=type(module).__name__ if of_transformers else "",
         dtype=dtype,
         recipe=yaml.safe_load(state.recipe.to_yaml()),
@@ -198,7 +198,7 @@ def _read(folder: Path, manifest: Manifest, store: ParameterStore) -> dict[str, 
     check_files(folder, manifest.files)
     restore_packed(folder / PACKED, store)
     store.choices.update(
-        {(rule, symbol): (name, WeightFormat(*format)) for rule, symbol, name, format in manifest.choices}
+        {(rule, symbol): (name, WeightFormat(*format)) for rule, symbol, name, format in manifest.choices_by_weight()}
     )
     most = 8 * sum(
         manifest.files[name].bytes for name in (PACKED, PLAIN)

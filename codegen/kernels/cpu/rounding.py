@@ -5,7 +5,6 @@ with nearly equal errors either may win; scales and codes of the range that won 
 operations.
 """
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -24,26 +23,22 @@ from .vector_math import absolute, constant, reduce_lanes, round_to_int, widened
 LANES = 16
 
 
-def round_to_nearest(parts: Sequence[torch.Tensor], rule: RoundToNearest) -> QuantizedWeight:
-    """`rule(torch.cat(parts))` for parts `[N_i, K]` of one dtype, compiled and without the copy.
+def round_to_nearest(weight: torch.Tensor, rule: RoundToNearest, out: QuantizedWeight | None = None) -> QuantizedWeight:
+    """`rule(weight)` for a weight `[N, K]`, compiled; written to `out`, rows of a larger weight, where it is given.
 
     The reference does it where groups are no multiple of 16 columns. Raises `QuantizationError` when the groups do not
     divide K or a value is not finite."""
-    n, k = sum(len(part) for part in parts), parts[0].shape[1]
-    groups = rule.format.groups(k)
-    dtype = str(parts[0].dtype).removeprefix("torch.")
-    if k // groups % LANES or dtype not in ("float32", "float16", "bfloat16"):
-        return rule(torch.cat(list(parts)))
-    codes = torch.empty(n, k, dtype=torch.uint8)
-    scales = [torch.empty(n, groups, dtype=torch.float16) for _ in range(1 + rule.format.has_zero_points)]
-    first = 0
-    for part in parts:
-        require_finite(part)
-        rows, by_group = slice(first, first + len(part)), (len(part), groups, k // groups)
-        outputs = [*(scale[rows] for scale in scales), codes[rows].view(by_group)]
-        _compiled(rule, k // groups, dtype)(part.detach().contiguous().view(by_group), *outputs)
-        first += len(part)
-    return QuantizedWeight(codes, scales[0], scales[1] if len(scales) > 1 else None, rule.format)
+    n, k = weight.shape
+    columns, dtype = k // rule.format.groups(k), str(weight.dtype).removeprefix("torch.")
+    out = QuantizedWeight.empty(n, k, rule.format) if out is None else out
+    if columns % LANES or dtype not in ("float32", "float16", "bfloat16"):
+        out.copy_(rule(weight))
+        return out
+    require_finite(weight)
+    by_group = (n, k // columns, columns)
+    scales = [out.scales] if out.zero_points is None else [out.scales, out.zero_points]
+    _compiled(rule, columns, dtype)(weight.detach().contiguous().view(by_group), *scales, out.codes.view(by_group))
+    return out
 
 
 @cache

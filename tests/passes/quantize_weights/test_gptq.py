@@ -6,7 +6,7 @@ import torch
 from lutra.ir.errors import QuantizationError
 from lutra.ir.weights.formats import PER_CHANNEL, WeightFormat, dequantize
 from lutra.ir.weights.rounding import RoundToNearest
-from lutra.passes.quantize_weights.gptq import Gptq, output_error
+from lutra.passes.quantize_weights.gptq import Gptq, _factor, output_error
 
 FORMATS = [
     WeightFormat(4, 64),
@@ -41,7 +41,7 @@ def test_groups_that_reach_over_a_block_see_the_corrections_of_its_columns():
     """Scales are those of the weights as corrected so far, wherever the blocks of 128 columns end."""
     weight, x = torch.randn(4, 512), correlated_inputs(900, 512)
     rule = Gptq(WeightFormat(4, 256), x.T @ x)
-    factor = rule._factor()[0]
+    factor = _factor(rule.gram, rule.damping)[0]
     left, result = weight.clone(), rule(weight)
     for j in range(256):
         value = (result.codes[:, j].float() - 7.5) * result.scales[:, 0].float()

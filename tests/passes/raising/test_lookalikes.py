@@ -1,4 +1,4 @@
-"""What only looks like a pattern of `fuse` keeps its values, exactly where it is not fused; no pattern raises."""
+"""What only looks like a pattern keeps its values, exactly where it is not fused; no pattern raises."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Each rewrite of `fuse` on its own: IR before (the text), IR after (its CHECK lines), and equal values."""
+"""Each rewrite of raising and `fuse` on its own: IR before (the text), IR after (its CHECK lines), and equal values."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import torch
 from lutra.passes.base import PassContext, PassReport
 from lutra.passes.fuse.fuse import Fuse
+from lutra.passes.raising.raising import raise_operations
 
 HEADER = """
 !x = !torch.vtensor<[2,3,8],f32>
@@ -387,6 +388,7 @@ def test_rewrite(name: str, parse: Callable[[str], Any], filecheck: Callable[[st
     text = CASES[name].replace("-> !x, !f {", "-> (!x, !f) {").replace("-> !x, !x {", "-> (!x, !x) {")
     parsed = parse(text)
     expected = parsed.run()
+    raise_operations(parsed.graph)
     Fuse().run(parsed.graph, PassContext(PassReport("fuse")))
     assert parsed.graph.module.operation.verify()
     filecheck(str(parsed.graph.module), text)

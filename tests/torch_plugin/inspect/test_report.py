@@ -39,13 +39,13 @@ def test_a_report_says_what_runs_and_where_it_came_from(tmp_path: Path):
         compiled(x)
     (report,) = lutra.report(compiled).graphs
     assert report.phase == "encode"
-    assert [p.name for p in report.passes] == ["fuse"]
+    assert [p.name for p in report.passes] == ["raise", "fuse"]
     assert sum(report.kernels.values()) >= 3
     assert sum(report.fallbacks.values()) == 1 and "special_i0e" in next(iter(report.fallbacks))
     assert report.cache.startswith("miss: ")
     assert all(time >= 0 for time in report.seconds.values()) and report.seconds
     text = str(report)
-    for part in ("encode graph", "fuse", "none.yaml:", "fuse_linear 2", "special_i0e 1", "miss: "):
+    for part in ("encode graph", "fuse", "none.yaml:", "raise", "linear 2", "special_i0e 1", "miss: "):
         assert part in text
     assert max(map(len, text.splitlines())) <= 110
 
@@ -76,7 +76,7 @@ def test_different_options_and_shapes_have_reports_of_their_own(tmp_path: Path):
         quantised = {"lutra": 1, "name": "q", "passes": [{"fuse": {}}, {"quantize-weights": {"group_size": 64}}]}
         options: Any = {"cache_dir": tmp_path, "recipe": quantised}
         torch.compile(model, backend="lutra", options=options)(torch.randn(3, 64))
-    assert sorted(len(report.passes) for report in lutra.report(model).graphs) == [1, 2]
+    assert sorted(len(report.passes) for report in lutra.report(model).graphs) == [2, 3]
     assert {report.packed_bytes > 0 for report in lutra.report(model).graphs} == {False, True}
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 FILE = {"bytes": 3, "crc32": [7]}
 PLAIN = {"symbol": "norm.weight", "shape": [64], "dtype": "float32", "where": "plain"}
 CONTENT: dict[str, Any] = {
-    "lutra": 2,
+    "lutra": 3,
     "model": "LlamaForCausalLM",
     "dtype": "bfloat16",
     "recipe": {"lutra": 1, "name": "r", "passes": [{"fuse": {}}]},
@@ -38,6 +38,19 @@ def test_it_is_read_as_it_was_written(tmp_path: Path):
     assert manifest.recipe == CONTENT["recipe"] and manifest.tensors["norm.weight"].shape == [64]
 
 
+def test_choices_of_the_version_before_are_those_of_the_weights_that_were_merged(tmp_path: Path):
+    merged = "a.{q,k}.weight"
+    choices = [["rule", f"{merged}", f"{merged}@s4g32", [4, 32, "symmetric"]], *CONTENT["choices"]]
+    write(tmp_path, CONTENT | {"lutra": 2, "choices": choices})
+    format = (4, 32, "symmetric")
+    assert list(read_manifest(tmp_path).choices_by_weight()) == [
+        ("rule", name, f"{name}@s4g32", format) for name in ("a.q.weight", "a.k.weight", "a.weight")
+    ]
+    odd = {"odd": PLAIN | {"symbol": merged}}  # a name that only looks merged
+    write(tmp_path, CONTENT | {"lutra": 2, "choices": choices[:1], "tensors": odd})
+    assert [each[1] for each in read_manifest(tmp_path).choices_by_weight()] == [merged]
+
+
 def tensor(**changes: Any) -> dict[str, Any]:
     return {"tensors": {"t": PLAIN | changes}}
 
@@ -47,7 +60,7 @@ def choice(*format: Any) -> dict[str, Any]:
 
 
 CHANGES = {
-    "another version": ({"lutra": 1}, "lutra: Input should be 2"),
+    "another version": ({"lutra": 1}, "lutra: Input should be 2 or 3"),
     "an attribute for a dtype": (tensor(dtype="load"), "tensors.t.dtype: Input should be 'float64'"),
     "a negative size": (tensor(shape=[-1]), r"tensors.t.shape.0: Input should be greater than or equal to 0"),
     "a huge size": (tensor(shape=[1 << 60]), r"tensors.t.shape.0: Input should be less than"),

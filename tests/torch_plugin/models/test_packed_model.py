@@ -85,6 +85,39 @@ def test_a_loaded_model_gives_the_same_numbers(tmp_path: Path, kind: str, passes
         assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
+def in_version_2(folder: Path) -> None:
+    """Write the manifest of `folder`, of a model of two layers, as it was before: merged weights had one choice."""
+    manifest = json.loads((folder / "lutra.json").read_text())
+    merged = {f"self_attn.{x}_proj": f"self_attn.{{{','.join(f'{y}_proj' for y in 'qkv')}}}" for x in "qkv"}
+    merged |= {f"mlp.{x}_proj": "mlp.{gate_proj,up_proj}" for x in ("gate", "up")}
+
+    def old(text: str) -> str:
+        return next((text.replace(one, all_) for one, all_ in merged.items() if f".{one}." in text), text)
+
+    choices = {(rule, old(symbol)): (old(name), format) for rule, symbol, name, format in manifest["choices"]}
+    manifest["lutra"], manifest["choices"] = 2, [[*key, *value] for key, value in choices.items()]
+    assert len(choices) == 2 * 4 + 1
+    (folder / "lutra.json").write_text(json.dumps(manifest))
+    seal(folder)
+
+
+@pytest.mark.parametrize("method", ["rtn", "gptq"])
+def test_a_folder_of_the_version_before_gives_the_same_numbers(tmp_path: Path, method: str, generated: Any):
+    model, options = made("llama"), {"cache_dir": tmp_path / "cache"}
+    entry = {"quantize-weights": {"bits": 4, "group_size": 32, "method": method}}
+    calibration = lutra.calibrate(model, [IDS]) if method == "gptq" else None
+    model.compile(backend="lutra", options={**options, "recipe": recipe(entry), "calibration": calibration})
+    tokens, logits = generated(model, IDS)
+    lutra.pack(model, tmp_path / "packed")
+    in_version_2(tmp_path / "packed")
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", options=options)
+    loaded_tokens, loaded_logits = generated(loaded, IDS)
+    assert torch.equal(loaded_tokens, tokens) and torch.equal(loaded_logits, logits)
+    packed = (tmp_path / "packed" / "packed.safetensors").stat().st_size
+    assert lutra.report(loaded).graphs[0].packed_bytes <= packed  # nothing was packed again
+
+
 def test_another_process_needs_the_folder_alone(tmp_path: Path, generated: Any):
     model = made("llama")
     model.compile(backend="lutra", options={"recipe": "w4", "cache_dir": tmp_path / "cache"})
@@ -142,6 +175,17 @@ def test_any_module_is_packed_and_loaded_into_one_of_its_structure(tmp_path: Pat
     assert torch.equal(other.unused, model.unused)
 
 
+def test_new_values_of_a_loaded_weight_are_packed_anew(tmp_path: Path):
+    model, x, _ = packed_pair(tmp_path)
+    torch._dynamo.reset()
+    loaded: Any = lutra.load(tmp_path / "packed", Pair(), {"cache_dir": tmp_path / "cache"})
+    with torch.no_grad():
+        loaded(x)
+        model.a.weight.data = torch.randn(96, 64)
+        loaded.a.weight.data = model.a.weight.data.clone()
+        assert torch.equal(loaded(x), model(x))
+
+
 def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(PackedModelError, match=r"holds no packed model .lutra.json is missing."):
         lutra.load(tmp_path)
@@ -161,8 +205,8 @@ def test_errors_name_what_is_wrong(tmp_path: Path):
     with pytest.raises(PackedModelError, match=r"a.weight is \[96, 64\], the model's is \[96, 65\]"):
         lutra.load(tmp_path / "packed", wider)
     manifest = tmp_path / "packed" / "lutra.json"
-    manifest.write_text(manifest.read_text().replace('"lutra": 2', '"lutra": 7'))
-    with pytest.raises(PackedModelError, match=r"lutra.json: lutra: Input should be 2: pack the model again"):
+    manifest.write_text(manifest.read_text().replace('"lutra": 3', '"lutra": 7'))
+    with pytest.raises(PackedModelError, match=r"lutra.json: lutra: Input should be 2 or 3: pack the model again"):
         lutra.load(tmp_path / "packed", Pair())
 
 
