@@ -69,8 +69,9 @@ class Interpreted:
         return capture(gm, inputs, self.store, self._compile)
 
     def _compile(self, graph: Graph, functional: fx.GraphModule) -> Callable[..., Any]:
-        self.raised, *reports = run_passes(graph, self.steps, self.facts)
-        self.reports += reports
+        if self.steps:
+            self.raised, *reports = run_passes(graph, self.steps, self.facts)
+            self.reports += reports
         self.graphs.append(graph)
         self.functionals.append(functional)
 

@@ -140,6 +140,7 @@ def test_the_first_entry_that_takes_a_weight_wins(block: tuple[nn.Module, Any, t
 
 def test_nothing_selected_leaves_the_module_as_it_is(block: tuple[nn.Module, Any, torch.Tensor]):
     _, backend, _ = block
+    backend.rewrite()  # names what the module is made of
     before = str(backend.graph.module)
     entry = {"quantize-weights": {"select": {"modules": "missing"}, "allow_empty": True}}
     assert backend.rewrite(entry)[0].changed == {}
