@@ -18,73 +18,16 @@ from lutra.ir.ops import ParamOp
 from lutra.ir.types import TensorType, tensor_type
 from lutra.ir.weights.store import ParameterStore
 from lutra.tests.support.capture import Interpreted
-from torch import nn
+from lutra.tests.support.models import make_model, tokens
 from torch_mlir import ir
 
-LAYERS = 2
-VOCABULARY = 96
-
-
-def _common() -> dict[str, Any]:
-    return {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 64,
-    }
-
-
-def _make(name: str) -> nn.Module:
-    import transformers as hf
-
-    match name:
-        case "llama":
-            return hf.LlamaForCausalLM(hf.LlamaConfig(**_common(), num_key_value_heads=2))
-        case "qwen3":
-            return hf.Qwen3ForCausalLM(hf.Qwen3Config(**_common(), num_key_value_heads=2, head_dim=16))
-        case "gpt2":
-            return hf.GPT2LMHeadModel(
-                hf.GPT2Config(vocab_size=VOCABULARY, n_embd=64, n_layer=LAYERS, n_head=4, n_positions=64)
-            )
-        case "opt":
-            sizes = _common()
-            return hf.OPTForCausalLM(
-                hf.OPTConfig(**sizes, ffn_dim=sizes["intermediate_size"], word_embed_proj_dim=sizes["hidden_size"])
-            )
-        case "bert":
-            return hf.BertForMaskedLM(hf.BertConfig(**_common()))
-    raise AssertionError(name)
-
-
-@pytest.fixture
-def make_model() -> Callable[..., nn.Module]:
-    """`make_model("llama")`: fresh random weights, of norms and biases too, so that none drops out of a result."""
-
-    def make(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-        model = _make(name).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter) * 0.2)
-                else:
-                    parameter.mul_(3)
-        return model.to(dtype)
-
-    return make
+__all__ = ["make_model", "tokens"]
 
 
 @pytest.fixture
 def interpreted() -> Callable[..., Interpreted]:
     """`interpreted({"fuse": {}}, ...)`: a backend for `torch.compile` that runs these passes."""
     return Interpreted
-
-
-@pytest.fixture
-def tokens() -> torch.Tensor:
-    """Token ids [2, 7]."""
-    return torch.randint(3, VOCABULARY, (2, 7))
 
 
 @dataclass

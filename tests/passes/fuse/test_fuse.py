@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lutra.tests.support.architectures import VOCABULARY
 from torch import nn
 
 LAYERS = 2
@@ -85,7 +86,7 @@ def test_decoding_rotates_and_updates_a_static_cache_with_one_operation_per_laye
     model, backend = make_model("llama"), interpreted({"fuse": {}})
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     caches = [static_cache(model, len(tokens)) for _ in range(2)]
-    step = torch.randint(3, 96, (len(tokens), 1))
+    step = torch.randint(3, VOCABULARY, (len(tokens), 1))
     with torch.no_grad():
         for cache in caches:
             model(tokens, past_key_values=cache)
@@ -106,7 +107,7 @@ def test_symbolic_sizes_fuse_as_static_ones_do(make_model: Callable[..., nn.Modu
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
     with torch.no_grad():
         for batch, length in ((2, 7), (3, 5)):
-            tokens = torch.randint(3, 96, (batch, length))
+            tokens = torch.randint(3, VOCABULARY, (batch, length))
             expected = model(tokens, use_cache=False).logits
             assert difference(compiled(tokens, use_cache=False).logits, expected) < 1e-5
     counts = {k: v for k, v in backend.counts().items() if k in FUSED}
@@ -149,7 +150,7 @@ def test_growing_caches_and_left_padding_keep_their_values(
     compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
     mask = torch.ones_like(tokens)
     mask[0, :3] = 0
-    step = torch.randint(3, 96, (len(tokens), 1))
+    step = torch.randint(3, VOCABULARY, (len(tokens), 1))
     results = []
     with torch.no_grad():
         for run in (model, compiled):
