@@ -106,7 +106,7 @@ def rows_of(results: Mapping[str, Result]) -> tuple[list[Column], list[list[Cell
         Column(name="decode", unit="tokens/s", digits=1),
         *(Column(name=f"decode / {peer}", digits=2) for peer in peers),
         Column(name="prefill", unit="tokens/s"),
-        Column(name="first call", unit="s", digits=1),
+        Column(name="first call", unit="s", digits=2),
         Column(name="with warm cache", unit="s", digits=1),
         Column(name="peak", unit="MB"),
         Column(name="weights read", unit="MB/token"),

@@ -32,7 +32,7 @@ __all__ = [
     "compiled_versions",
     "enable_python_dispatcher",
     "float_arguments",
-    "forget_floats",
+    "floats_of_one_frame",
     "keep_whole",
     "lookup_backend",
     "make_dynamic",
@@ -88,9 +88,18 @@ def specialize_floats(symbols: Sequence[str]) -> None:
         TensorifyState.specialize(symbol)
 
 
-def forget_floats() -> None:
-    """Floats of the frames that are traced from now on are Dynamo's to decide about. To be called when a graph has been
-    through AOTAutograd, which asks for a retrace too where it meets floats that nobody spoke of."""
+@contextmanager
+def floats_of_one_frame() -> Iterator[None]:
+    """Behind it, floats of other frames are Dynamo's to decide about, unless this frame is to be traced again.
+
+    AOTAutograd belongs inside: it asks for a retrace too where it meets floats that nobody spoke of."""
+    try:
+        yield
+    except TensorifyScalarRestartAnalysis:
+        raise
+    except BaseException:
+        TensorifyState.clear()
+        raise
     TensorifyState.clear()
 
 

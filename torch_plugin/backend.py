@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from ..ir.torch_private import forget_floats, lookup_backend
+from ..ir.torch_private import floats_of_one_frame, lookup_backend
 from .capture import capture, needs_gradient, parameter_names
 from .inspect.uncompiled import Elsewhere, warn_of_eager_generate
 from .model_state import ModelState, state_for
@@ -52,6 +52,5 @@ def lutra(
     unwrap_nested_compilation()
     trace_as_wanted(gm, example_inputs)
     state: ModelState = state_for(example_inputs, parsed)
-    compiled = capture(gm, example_inputs, state.store, partial(state.compile, parsed), partial(state.refuse, parsed))
-    forget_floats()
-    return compiled
+    with floats_of_one_frame():
+        return capture(gm, example_inputs, state.store, partial(state.compile, parsed), partial(state.refuse, parsed))

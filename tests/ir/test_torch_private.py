@@ -73,10 +73,10 @@ def test_composites_stay_whole_inside_and_are_taken_apart_outside():
 
 def test_floats_that_dynamo_makes_arguments_become_constants_when_they_are_asked_to():
     def look(gm: fx.GraphModule) -> None:
-        if floats := torch_private.float_arguments(gm):
-            torch_private.specialize_floats(floats)
-            torch_private.trace_again("floats are constants")
-        torch_private.forget_floats()
+        with torch_private.floats_of_one_frame():
+            if floats := torch_private.float_arguments(gm):
+                torch_private.specialize_floats(floats)
+                torch_private.trace_again("floats are constants")
 
     backend, plain = Backend(look), Backend()
     for each in (plain, backend):

@@ -14,9 +14,9 @@ def compiled(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> Graph:
     fast = torch.compile(model, backend="lutra", dynamic=False, options=options)
     with torch.no_grad():
         fast(*inputs)
-    return graphs_of(model)[0]
+    return compiled_graphs(model)[0]
 
 
-def graphs_of(model: nn.Module) -> list[Graph]:
+def compiled_graphs(model: nn.Module) -> list[Graph]:
     """Every graph that was compiled for `model`, in order."""
     return [compiled.graph for state in states_of(model) for compiled in state.graphs]

@@ -1,4 +1,4 @@
-"""Models in miniature with random weights, as fixtures: `make_model` and `tokens`."""
+"""Models in miniature with random weights, as fixtures: `make_model` and `tokens`; experts alone."""
 
 from collections.abc import Callable
 
@@ -42,3 +42,14 @@ def make_model() -> Callable[..., nn.Module]:
 def tokens() -> torch.Tensor:
     """Token ids [2, 7]."""
     return torch.randint(3, VOCABULARY, (2, 7))
+
+
+class Experts(nn.Module):
+    """Four matrices `[96, 128]`, each for the rows up to its entry of `offsets`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 96, 128))
+
+    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.transpose(1, 2), offsets)

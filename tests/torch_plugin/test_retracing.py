@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from lutra.ir.errors import CaptureError
+from lutra.ir.torch_private import float_arguments
 from lutra.torch_plugin import backend
 from torch import nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 
 class Scale:
@@ -35,3 +38,21 @@ def test_floats_are_constants_after_one_more_trace(name: str, monkeypatch: pytes
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(function, backend="lutra", dynamic=True)(x, *more), function(x, *more))
     assert len(tries) == 2
+
+
+def test_a_frame_that_fails_leaves_floats_of_other_backends_to_them(monkeypatch: pytest.MonkeyPatch):
+    def fails(*arguments: Any) -> Any:
+        raise CaptureError("an injected fault")
+
+    def other(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(float_arguments(gm))
+        return gm.forward
+
+    seen: list[str] = []
+    monkeypatch.setattr(backend, "capture", fails)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        with pytest.raises(BackendCompilerFailed, match="an injected fault"):
+            torch.compile(lambda x, s: x * s, backend="lutra", dynamic=True)(torch.ones(3), 0.5)
+        torch.compile(lambda x, s: x * s, backend=other, dynamic=True)(torch.ones(3), 0.5)
+    assert len(seen) == 1

@@ -5,7 +5,7 @@ import sympy
 import torch
 from lutra.ir.analysis.cost import graph_costs, total
 from lutra.ir.errors import LutraError
-from lutra.tests.support.graphs import compiled, graphs_of
+from lutra.tests.support.graphs import compiled, compiled_graphs
 from torch import nn
 
 
@@ -22,7 +22,7 @@ def test_symbolic_sizes_stay_symbols():
     fast = torch.compile(model, backend="lutra", dynamic=True, options={"recipe": "none"})
     with torch.no_grad():
         fast(torch.randn(5, 8))
-    (graph,) = graphs_of(model)
+    (graph,) = compiled_graphs(model)
     operations = total(graph_costs(graph)).operations
     (symbol,) = operations.free_symbols
     assert sympy.expand(operations - 256 * symbol) == 0

@@ -8,7 +8,7 @@ import torch
 from lutra.ir.analysis.amounts import CONTEXT, Amount
 from lutra.ir.analysis.cost import graph_costs
 from lutra.ir.ops import AttentionOp
-from lutra.tests.support.graphs import graphs_of
+from lutra.tests.support.graphs import compiled_graphs
 from lutra.tests.support.operations import close, cost, read_back, refusal, tensor, written
 from lutra.torch_plugin.models.causal_lm import generate
 
@@ -82,7 +82,7 @@ def test_attention_of_a_decode_step_costs_the_context_and_not_the_cache(make_mod
     torch._dynamo.reset()
     model.compile(backend="lutra", options={"recipe": "none"})
     generate(model, 9, 3)
-    graph = next(graph for graph in graphs_of(model) if graph.phase == "decode")
+    graph = next(graph for graph in compiled_graphs(model) if graph.phase == "decode")
     attention = [c.amount for c in graph_costs(graph) if c.name == AttentionOp.OPERATION_NAME]
     config = model.config
     head = config.hidden_size // config.num_attention_heads

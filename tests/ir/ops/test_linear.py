@@ -10,6 +10,7 @@ from lutra.ir.analysis.cost import graph_costs
 from lutra.ir.ops import GroupedLinearOp, LinearOp, SplitOp
 from lutra.ir.weights.formats import dequantize
 from lutra.tests.support.graphs import compiled
+from lutra.tests.support.models import Experts
 from lutra.tests.support.operations import (
     close,
     cost,
@@ -135,15 +136,6 @@ def test_a_low_bit_linear_costs_the_bytes_that_were_packed(bits: int, scheme: st
     assert cost.amount == Amount(192 * 128 * bits // 8 + scales, 3 * 128 * 4, 3 * 192 * 4, 2 * 3 * 192 * 128)
     assert cost.weight is not None and cost.rows == 3
     assert cost.amount.weights == graph.store.packed_bytes(cost.weight)
-
-
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 96, 128))
-
-    def forward(self, x: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.transpose(1, 2), ends)
 
 
 def test_packed_experts_cost_the_bytes_of_the_matrices_that_are_read():

@@ -4,7 +4,9 @@ time, for many.
 What a weight is packed for does not depend on the number of rows: the prefill and decode graphs of a model share it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from tvm import relax
 
@@ -17,7 +19,7 @@ from ....kernels.cpu.tile_gemm import TileGemmKnobs, tile_gemm
 from ....kernels.cpu.unpacked_linear import UnpackedKnobs, unpacked_linear
 from ....lowering.builder import Lowering
 from ....lowering.lutra.linear import LinearOperands
-from ....select import Family, Implementation, LinearProblem, Reason
+from ....select import Family, Implementation, Knobs, LinearProblem, Reason
 from ..isa import Activations, VectorIsa
 from .operands import converted, epilogue, precomputed
 
@@ -107,7 +109,8 @@ class PackedProduct(LowBit):
 class TileProduct(LowBit):
     """Tiles of the weight, unpacked to a byte a code once for all rows, times int8 activations."""
 
-    knobs: GemmKnobs = field(default_factory=GemmKnobs)
+    kernel: ClassVar[Callable[..., Any]] = staticmethod(low_bit_gemm)
+    knobs: Knobs = field(default_factory=GemmKnobs)
 
     @property
     def name(self) -> str:
@@ -121,17 +124,22 @@ class TileProduct(LowBit):
     def rather(self, problem: LinearProblem) -> Reason | None:
         return self.against_family(problem) or self.packed(problem) or (UNITS if self.isa.multiplies_tiles else None)
 
-    def emit(self, low: Lowering, problem: LinearProblem, operands: LinearOperands, knobs: GemmKnobs) -> relax.Var:
+    def emit(self, low: Lowering, problem: LinearProblem, operands: LinearOperands, knobs: Knobs) -> relax.Var:
         layout = self.layout(problem)
-        function = low_bit_gemm(layout, self.isa, problem.dtype, problem.bias, problem.residual, knobs)
-        return emitted_gemm(low, problem, operands, layout, function)
+        function = self.kernel(layout, self.isa, problem.dtype, problem.bias, problem.residual, knobs)
+        extra = epilogue(low, operands, layout.n)
+        weight = low.packed(operands.symbols[0], layout)
+        activations = precomputed(low, operands.x, problem.activations or "dot", layout, None)
+        type_ = relax.TensorType([low.rows(operands.x), layout.n], problem.dtype)
+        return low.kernel(f"gemm_{layout.format.describe()}", function, [*activations, *weight, *extra], type_)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AmxProduct(TileProduct):
     """As `TileProduct`, on a unit that multiplies tiles of bytes."""
 
-    knobs: TileGemmKnobs = field(default_factory=TileGemmKnobs)
+    kernel: ClassVar[Callable[..., Any]] = staticmethod(tile_gemm)
+    knobs: Knobs = field(default_factory=TileGemmKnobs)
 
     @property
     def name(self) -> str:
@@ -139,11 +147,6 @@ class AmxProduct(TileProduct):
 
     def rather(self, problem: LinearProblem) -> Reason | None:
         return self.against_family(problem) or self.packed(problem)
-
-    def emit(self, low: Lowering, problem: LinearProblem, operands: LinearOperands, knobs: TileGemmKnobs) -> relax.Var:
-        layout = self.layout(problem)
-        function = tile_gemm(layout, self.isa, problem.dtype, problem.bias, problem.residual, knobs)
-        return emitted_gemm(low, problem, operands, layout, function)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,14 +184,3 @@ def form_refused(form: Activations, problem: LinearProblem) -> str | None:
     if form != "float" and problem.activations == "float":
         return "the recipe keeps activations as they are"
     return None
-
-
-def emitted_gemm(
-    low: Lowering, problem: LinearProblem, operands: LinearOperands, layout: PackedLayout, function: object
-) -> relax.Var:
-    """A call of a kernel that unpacks the weight for int8 activations."""
-    extra = epilogue(low, operands, layout.n)
-    weight = low.packed(operands.symbols[0], layout)
-    activations = precomputed(low, operands.x, problem.activations or "dot", layout, None)
-    type_ = relax.TensorType([low.rows(operands.x), layout.n], problem.dtype)
-    return low.kernel(f"gemm_{layout.format.describe()}", function, [*activations, *weight, *extra], type_)

@@ -8,16 +8,8 @@ import torch
 import transformers.integrations.moe  # noqa: F401  (registers the grouped product)
 from lutra.ir.weights.formats import WeightFormat, dequantize
 from lutra.ir.weights.rounding import RoundToNearest
+from lutra.tests.support.models import Experts
 from torch import nn
-
-
-class Experts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, 96, 128))
-
-    def forward(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        return torch.ops.transformers.grouped_mm_fallback(x, self.weight.transpose(1, 2), offsets)
 
 
 def compiled(module: nn.Module, activations: str, family: str = "auto") -> Any:
